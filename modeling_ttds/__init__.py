@@ -1,0 +1,1 @@
+"""TTDS: the part that travels to the Hub."""

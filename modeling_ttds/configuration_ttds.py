@@ -1,0 +1,127 @@
+"""Configurations of TTDS: one for a tower, one for the whole model."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+# A prompt that is not bound yet holds *placeholder ids*: integers above every vocabulary that name
+# an entity row and a level. They survive padding, packing and truncation as plain ids do.
+PLACEHOLDER_START = 2**24
+KINDS = ("item", "user")
+
+
+def placeholder_ids(kind: str, row: int, num_levels: int) -> list[int]:
+    """Return the ids that stand for one entity until `TTDSForCausalLM.bind` replaces them.
+
+    Args:
+        kind: `"item"` or `"user"`.
+        row: Row of the entity in the index of its kind.
+        num_levels: Number of code tokens an entity takes.
+    """
+    first = PLACEHOLDER_START + (row * len(KINDS) + KINDS.index(kind)) * num_levels
+    return list(range(first, first + num_levels))
+
+
+def code_token(kind: str, level: int, code: int) -> str:
+    """Return the text of a code token, `<item_2_17>` for level 2 and code 17."""
+    return f"<{kind}_{level}_{code}>"
+
+
+@strict
+class TTDSTowerConfig(PreTrainedConfig):
+    """Configuration of one tower, a dual-modality variational auto-encoder with residual codes.
+
+    Args:
+        text_dim: Width of the text embedding.
+        collaborative_dim: Width of the collaborative embedding.
+        hidden_dim: Width of the hidden layer of encoders and decoders.
+        code_dim: Width of the latent and of a codebook vector.
+        num_levels: Number of codebooks, and so of codes per entity.
+        num_codes: Number of codes per level.
+        dropout: Dropout in the encoders.
+        modality_dropout: Share of training entities that lose one modality.
+        kl_weight: Weight of the KL divergence to the standard normal prior.
+        codebook_weight: Weight of pulling codebook vectors to residuals.
+        commitment_weight: Weight of pulling residuals to codebook vectors.
+        coarse_weight: Weight of the contrast between the two views' means.
+        fine_weight: Weight of the per-level divergence between the two views' codes.
+        contrastive_temperature: Temperature of the coarse contrast (cosine similarities).
+        code_temperature: Temperature of a level's code distribution, in units of the mean
+            squared distance to the codebook.
+    """
+
+    model_type = "ttds_tower"
+
+    text_dim: int = 128
+    collaborative_dim: int = 64
+    hidden_dim: int = 256
+    code_dim: int = 32
+    num_levels: int = 4
+    num_codes: int = 64
+    dropout: float = 0.1
+    modality_dropout: float = 0.3
+    kl_weight: float = 0.001
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+    coarse_weight: float = 0.1
+    fine_weight: float = 0.1
+    contrastive_temperature: float = 0.1
+    code_temperature: float = 0.1
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("text_dim", "collaborative_dim", "hidden_dim", "code_dim", "num_levels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.num_codes < 2:
+            raise ValueError(f"`num_codes` is {self.num_codes}; a level needs at least 2 codes.")
+        for name in ("dropout", "modality_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be in [0, 1).")
+
+
+@strict
+class TTDSConfig(PreTrainedConfig):
+    """Configuration of `TTDSForCausalLM`: a causal language model with an item and a user tower.
+
+    Args:
+        backbone_config: Configuration of the causal language model, as object or dict.
+        item_tower: Configuration of the item tower.
+        user_tower: Configuration of the user tower; levels, codes and `code_dim` as the items'.
+        num_items: Number of items in the catalogue.
+        code_token_start: Id of `<item_0_0>`. Code tokens are contiguous: items before users, then
+            by level, then by code.
+        prompt_ids: The next-item prompt, as ids that contain the `<user>` and `<item>` placeholder
+            tokens; `<item>` stands for the whole history.
+        item_placeholder_id: Id of the `<item>` token.
+        user_placeholder_id: Id of the `<user>` token.
+        max_history: How many of the newest items of a history a prompt keeps.
+        recency_decay: Weight of an item in a user's embeddings per step into the past.
+        text_encoder: What turns text into text embeddings: `"tokens"` (a table over the
+            tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
+        soft_target_weight: Share of the target's label that is the tower's soft code distribution.
+        alignment_weight: Weight of the token alignment losses.
+        tie_word_embeddings: Taken from the backbone; a value given here is ignored.
+    """
+
+    model_type = "ttds"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "item_tower": SubConfigSpec(config_class=TTDSTowerConfig),
+        "user_tower": SubConfigSpec(config_class=TTDSTowerConfig),
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    item_tower: dict | PreTrainedConfig | None = None
+    user_tower: dict | PreTrainedConfig | None = None
+    num_items: int = 0
+    code_token_start: int = 0
+    prompt_ids: list[int] | None = None
+    item_placeholder_id: int = 0
+    user_placeholder_id: int = 0
+    max_history: int = 20
+    recency_decay: float = 0.8
+    text_encoder: str = "tokens"
+    soft_target_weight: float = 0.0
+    alignment_weight: float = 0.0
+    tie_word_embeddings: bool = False
