@@ -99,7 +99,10 @@ class TTDSConfig(PreTrainedConfig):
         recency_decay: Weight of an item in a user's embeddings per step into the past.
         text_encoder: What turns text into text embeddings: `"tokens"` (a table over the
             tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
-        soft_target_weight: Share of the target's label that is the tower's soft code distribution.
+        tower_weight: Weight of the tower losses while the language model is tuned; 0 leaves the
+            towers as they are.
+        lm_gradient: Whether the language model's loss reaches towers and codebooks.
+        soft_target_weight: Share of an item's label that is the tower's soft code distribution.
         alignment_weight: Weight of the token alignment losses.
         tie_word_embeddings: Taken from the backbone; a value given here is ignored.
     """
@@ -122,6 +125,31 @@ class TTDSConfig(PreTrainedConfig):
     max_history: int = 20
     recency_decay: float = 0.8
     text_encoder: str = "tokens"
+    tower_weight: float = 0.0
+    lm_gradient: bool = False
     soft_target_weight: float = 0.0
     alignment_weight: float = 0.0
     tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = bool(self.backbone_config.tie_word_embeddings)
+        self.auto_map = {
+            "AutoConfig": "configuration_ttds.TTDSConfig",
+            "AutoModel": "modeling_ttds.TTDSForCausalLM",
+            "AutoModelForCausalLM": "modeling_ttds.TTDSForCausalLM",
+        }
+        for name in ("num_levels", "num_codes", "code_dim"):
+            item, user = getattr(self.item_tower, name), getattr(self.user_tower, name)
+            if item != user:
+                raise ValueError(
+                    f"`{name}` is {item} for items and {user} for users; both towers need the same."
+                )
+        if not 0 <= self.soft_target_weight < 1:
+            raise ValueError(
+                f"`soft_target_weight` is {self.soft_target_weight}; it must be in [0, 1)."
+            )
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """Return the backbone's configuration, which describes the vocabulary and the decoder."""
+        return self.backbone_config

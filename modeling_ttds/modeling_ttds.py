@@ -1,0 +1,337 @@
+"""TTDSForCausalLM: a causal language model that reads and writes the codes of items and users."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
+from .towers_ttds import TTDSPath, TTDSTower
+
+
+@dataclass
+class TTDSOutput(CausalLMOutputWithPast):
+    """Output of `TTDSForCausalLM.forward`.
+
+    Args:
+        losses: The parts of `loss` before weighting, scalars for the log.
+    """
+
+    losses: dict[str, Tensor] | None = None
+
+
+class TTDSForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal language model around two towers.
+
+    The trunk is any causal language model without its head. The vocabulary holds every code token
+    once; which codes an item has stands in the buffer `item_codes` and may change while the model
+    is tuned. Prompts name entities by placeholder ids, which `bind` swaps for today's code tokens.
+
+    The embedding of a code token is its own row of the embedding matrix plus a projection of its
+    codebook vector, on the input side and in the head.
+    """
+
+    config_class = TTDSConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: TTDSConfig):
+        super().__init__(config)
+        backbone, tower = config.backbone_config, config.item_tower
+        self.model = AutoModel.from_config(backbone)
+        self.lm_head = nn.Linear(backbone.hidden_size, backbone.vocab_size, bias=False)
+        self.item_tower = TTDSTower(config.item_tower)
+        self.user_tower = TTDSTower(config.user_tower)
+        self.code_projections = nn.Parameter(
+            torch.empty(len(KINDS), tower.num_levels, tower.code_dim, backbone.hidden_size)
+        )
+        n = config.num_items
+        self.register_buffer("item_codes", torch.zeros(n, tower.num_levels, dtype=torch.long))
+        self.register_buffer("item_text", torch.zeros(n, tower.text_dim))
+        self.register_buffer("item_collaborative", torch.zeros(n, tower.collaborative_dim))
+        embeddings = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, TTDSTower):
+            for part in module.modules():
+                if isinstance(part, nn.Linear):
+                    init.xavier_uniform_(part.weight)
+            init.normal_(module.codebooks, std=1.0)
+        elif module is self:
+            init.normal_(self.code_projections, std=self.config.item_tower.code_dim**-0.5 * 0.02)
+            for buffer in (self.item_codes, self.item_text, self.item_collaborative):
+                init.zeros_(buffer)
+
+    # Entities and their codes
+
+    def bind(self, ids: Tensor) -> Tensor:
+        """Replace placeholder ids by today's code tokens; other ids stay as they are.
+
+        Args:
+            ids: Token ids, placeholder ids or -100, of any shape.
+
+        Raises:
+            ValueError: A user is named, but no user states are attached.
+        """
+        if ids.numel() == 0 or ids.max() < PLACEHOLDER_START:
+            return ids
+        kind, row, level, mask = self._placeholders(ids)
+        codes = self.item_codes[torch.where(kind == 0, row, 0), level]
+        is_user = mask & (kind == 1)
+        if is_user.any():
+            if not hasattr(self, "user_codes"):
+                raise ValueError(
+                    "The prompt names a user by row, but no user states are attached; "
+                    "call `attach_users` first or write the user's code tokens."
+                )
+            codes = torch.where(
+                is_user, self.user_codes[torch.where(is_user, row, 0), level], codes
+            )
+        tower = self.config.item_tower
+        block = (kind * tower.num_levels + level) * tower.num_codes
+        return torch.where(mask, self.config.code_token_start + block + codes, ids)
+
+    def _placeholders(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        offset = ids - PLACEHOLDER_START
+        mask = offset >= 0
+        offset = offset.clamp_min(0)
+        num_levels = self.config.item_tower.num_levels
+        entity = offset // num_levels
+        return entity % len(KINDS), entity // len(KINDS), offset % num_levels, mask
+
+    def user_embeddings(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the text and the collaborative embedding of users, seen through their histories.
+
+        Both are means over the history's items, weighted by `recency_decay` per step back.
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (batch, max_history).
+        """
+        mask = histories >= 0
+        steps_back = mask.flip(1).cumsum(1).flip(1) - 1
+        weights = self.config.recency_decay**steps_back * mask  # (batch, max_history)
+        rows = histories.clamp_min(0)
+        text, collaborative = (
+            torch.einsum("bh,bhd->bd", weights.to(table.dtype), table[rows])
+            for table in (self.item_text, self.item_collaborative)
+        )
+        return F.normalize(text, dim=-1), F.normalize(collaborative, dim=-1)
+
+    def codes_of_users(self, histories: Tensor) -> Tensor:
+        """Return the codes of users as of the end of their histories, (batch, num_levels).
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (batch, max_history).
+        """
+        return self.user_tower.codes(*self.user_embeddings(histories))
+
+    def attach_users(self, histories: Tensor) -> None:
+        """Give user rows a meaning while tuning: row r is the user with the r-th history.
+
+        The table is not saved with the model: histories are private.
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (num_users, max_history).
+        """
+        self.register_buffer("user_histories", histories.to(self.device), persistent=False)
+        codes = torch.zeros(
+            len(histories), self.config.user_tower.num_levels, dtype=torch.long, device=self.device
+        )
+        self.register_buffer("user_codes", codes, persistent=False)
+
+    # Embeddings and logits
+
+    def code_vectors(self) -> Tensor:
+        """Return the projected codebook vector of every code token, (num_code_tokens, hidden)."""
+        codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
+        if not self.config.lm_gradient:
+            codebooks = codebooks.detach()
+        projections = self.code_projections.to(codebooks.dtype)
+        return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings of bound token ids, (*ids.shape, hidden)."""
+        embeddings = self.model.get_input_embeddings()(ids)
+        code = ids - self.config.code_token_start
+        vectors = self.code_vectors()
+        is_code = (code >= 0) & (code < len(vectors))
+        added = F.embedding(torch.where(is_code, code, 0), vectors) * is_code[..., None]
+        return embeddings + added.to(embeddings.dtype)
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the whole vocabulary, (..., vocab_size)."""
+        logits = self.lm_head(hidden)
+        code_logits = F.linear(hidden, self.code_vectors().to(hidden.dtype))
+        start = self.config.code_token_start
+        end = start + code_logits.shape[-1]
+        return logits + F.pad(code_logits, (start, logits.shape[-1] - end))
+
+    def code_logits(self, hidden: Tensor, kind: str, level: int) -> Tensor:
+        """Return the logits of one level's code tokens, (..., num_codes)."""
+        k, tower = KINDS.index(kind), self.config.item_tower
+        codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
+        first = self.config.code_token_start + (k * tower.num_levels + level) * tower.num_codes
+        rows = self.lm_head.weight[first : first + tower.num_codes]
+        projected = (codebook @ self.code_projections[k, level]).to(rows.dtype)
+        return F.linear(hidden, rows + projected)
+
+    # Loss
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> TTDSOutput:
+        """Run the language model on ids that may hold placeholders.
+
+        Args:
+            input_ids: Token or placeholder ids, (batch, length).
+            attention_mask: 1 for tokens, 0 for padding, (batch, length).
+            inputs_embeds: Embeddings instead of ids, (batch, length, hidden).
+            labels: Ids to predict, -100 where none, (batch, length). In training mode the logits
+                are then computed where a label stands only, and not returned.
+            logits_to_keep: How many of the last positions get logits; 0 means all.
+            num_items_in_batch: Number of labels the loss is averaged over; by default this batch's.
+            **kwargs: Passed on to the trunk.
+        """
+        entities = {}
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(self.bind(input_ids))
+            if self.training:
+                entities = self._batch_entities(input_ids)
+                inputs_embeds = self._let_gradient_through(inputs_embeds, input_ids, entities)
+        outputs = self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        hidden = outputs.last_hidden_state  # (batch, length, hidden)
+        loss, losses, logits = None, None, None
+        if labels is not None:
+            loss, losses = self._loss(hidden, labels, entities, num_items_in_batch)
+        if labels is None or not self.training:
+            keep = (
+                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            )
+            logits = self.token_logits(hidden[:, keep])
+        return TTDSOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            losses=losses,
+        )
+
+    def _batch_entities(self, ids: Tensor) -> dict[str, "_Entities"]:
+        if not self.config.lm_gradient and not self.config.tower_weight:
+            return {}
+        kind, row, _, mask = self._placeholders(ids)
+        entities = {}
+        for k, name in enumerate(KINDS):
+            rows = row[mask & (kind == k)].unique()
+            if not len(rows):
+                continue
+            if name == "item":
+                tower, codes = self.item_tower, self.item_codes[rows]
+                embeddings = self.item_text[rows], self.item_collaborative[rows]
+            else:
+                tower, codes = self.user_tower, self.user_codes[rows]
+                embeddings = self.user_embeddings(self.user_histories[rows])
+            path = tower.quantise(tower.encode(*embeddings).mean, codes)
+            entities[name] = _Entities(rows, embeddings, path)
+        return entities
+
+    def _let_gradient_through(
+        self, embeddings: Tensor, ids: Tensor, entities: dict[str, "_Entities"]
+    ) -> Tensor:
+        # Straight-through: adds zeros that carry the residuals' gradient, so the encoder moves as
+        # if its residual had been embedded in place of the codebook vector.
+        if not self.config.lm_gradient:
+            return embeddings
+        kind, row, level, mask = self._placeholders(ids)
+        for name, batch in entities.items():
+            k = KINDS.index(name)
+            residuals = batch.path.residuals
+            delta = torch.einsum(
+                "eld,ldh->elh", residuals - residuals.detach(), self.code_projections[k]
+            )
+            place = mask & (kind == k)
+            added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
+            embeddings = embeddings.index_put(
+                torch.nonzero(place, as_tuple=True), added.to(embeddings.dtype), accumulate=True
+            )
+        return embeddings
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        entities: dict[str, "_Entities"],
+        num_items_in_batch: Tensor | int | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        targets = labels[:, 1:]
+        supervised = targets != -100
+        targets = targets[supervised]  # (num_targets,)
+        states = hidden[:, :-1][supervised]  # (num_targets, hidden)
+        log_probs = self.token_logits(states).float().log_softmax(-1)
+        bound = self.bind(targets)
+        nll = F.nll_loss(log_probs, bound, reduction="none")
+        if self.training and self.config.soft_target_weight and "item" in entities:
+            soft = self._soft_nll(log_probs, targets, bound, entities["item"])
+            nll = nll + self.config.soft_target_weight * (soft - nll) * (soft != 0)
+        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        loss = nll.sum() / max(count, 1)
+        losses = {"lm": loss.detach()}
+        if self.training and self.config.tower_weight:
+            for name, batch in entities.items():
+                tower = self.item_tower if name == "item" else self.user_tower
+                output = tower(*batch.embeddings)
+                loss = loss + self.config.tower_weight * output.loss
+                losses |= {
+                    f"{name}_{part}": value.detach() for part, value in output.losses.items()
+                }
+        return loss, losses
+
+    def _soft_nll(
+        self, log_probs: Tensor, targets: Tensor, bound: Tensor, items: "_Entities"
+    ) -> Tensor:
+        # Cross-entropy to the tower's soft codes: an item's codes can move to where the language
+        # model expects them. Zero where the target is no item.
+        kind, row, level, mask = self._placeholders(targets)
+        place = mask & (kind == 0)
+        tower = self.config.item_tower
+        probabilities = self.item_tower.code_log_probs(items.path.residuals).exp()
+        if not self.config.lm_gradient:
+            probabilities = probabilities.detach()
+        probabilities = probabilities[torch.searchsorted(items.rows, row[place]), level[place]]
+        first = self.config.code_token_start + level[place] * tower.num_codes
+        columns = first[:, None] + torch.arange(tower.num_codes, device=first.device)
+        soft = -(probabilities * log_probs[place].gather(1, columns)).sum(-1)
+        return torch.zeros_like(bound, dtype=soft.dtype).masked_scatter(place, soft)
+
+
+@dataclass
+class _Entities:
+    """The entities of one kind in a batch: sorted rows, both embeddings, their path of codes."""
+
+    rows: Tensor
+    embeddings: tuple[Tensor, Tensor]
+    path: TTDSPath
