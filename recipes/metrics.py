@@ -1,0 +1,100 @@
+"""Ranking metrics with one relevant item, as an `evaluate` module and as functions.
+
+`evaluate.load("recipes/metrics.py").compute(predictions=[[3, 1]], references=[1])` gives hit rate,
+NDCG and MRR (Järvelin & Kekäläinen 2002); `evaluate_run` adds the slices of a data set's split.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import datasets
+import evaluate
+
+if TYPE_CHECKING:
+    from recipes.data import Split
+
+CUTOFFS = (1, 5, 10, 20)
+COLD_AT_MOST = 5
+HEAD_SHARE = 0.2
+
+
+def rank_metrics(predictions: Sequence[Sequence[int]], references: Sequence[int]) -> dict[str, float]:
+    """Average HR, NDCG and MRR at every cut-off over users.
+
+    With rank r of the one relevant item, counted from 1: HR@K = 1[r <= K], NDCG@K =
+    1[r <= K] / log2(r + 1), MRR@K = 1[r <= K] / r. A list without the item scores 0.
+
+    Args:
+        predictions: Per user, item rows from best to worst.
+        references: Per user, the relevant item row.
+    """
+    totals = {f"{name}@{k}": 0.0 for name in ("HR", "NDCG", "MRR") for k in CUTOFFS}
+    for items, target in zip(predictions, references, strict=True):
+        items = list(items)
+        if target not in items:
+            continue
+        rank = items.index(target) + 1
+        for k in CUTOFFS:
+            if rank <= k:
+                totals[f"HR@{k}"] += 1
+                totals[f"NDCG@{k}"] += 1 / math.log2(rank + 1)
+                totals[f"MRR@{k}"] += 1 / rank
+    return {name: total / max(len(references), 1) for name, total in totals.items()}
+
+
+def evaluate_run(split: "Split", which: str, lists: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Score ranked lists of all users that have a target, with slices and coverage.
+
+    Args:
+        split: The split the targets come from.
+        which: `"validation"` or `"test"`.
+        lists: Per user of `split.users(which)`, item rows from best to worst.
+
+    Returns:
+        `rank_metrics`, coverage at every cut-off, and HR@10 and NDCG@10 of the slices: `cold`
+        (target seen at most 5 times in training), `later` (target on a later stamp than the item
+        before), `head` and `tail` (target among the fifth of the items seen most, or not).
+    """
+    users, targets = split.users(which), split.targets(which)
+    # Summed in the order of user ids, as strings sort, so that every digit can be compared.
+    order = sorted(range(len(users)), key=lambda i: split.data.user_ids[users[i]])
+    result = rank_metrics([lists[i] for i in order], [targets[users[i]] for i in order])
+    counts = split.training_counts
+    head = set(counts.argsort(kind="stable")[::-1][: math.ceil(len(counts) * HEAD_SHARE)].tolist())
+    later = set(split.later(which).tolist())
+    slices = {
+        "cold": [i for i in order if counts[targets[users[i]]] <= COLD_AT_MOST],
+        "later": [i for i in order if users[i] in later],
+        "head": [i for i in order if targets[users[i]] in head],
+        "tail": [i for i in order if targets[users[i]] not in head],
+    }
+    for name, group in slices.items():
+        part = rank_metrics([lists[i] for i in group], [targets[users[i]] for i in group])
+        if group:
+            result |= {f"{name}_{metric}": part[metric] for metric in ("HR@10", "NDCG@10")}
+    for k in CUTOFFS:
+        shown = {item for items in lists for item in items[:k]}
+        result[f"coverage@{k}"] = len(shown) / split.num_items
+    return result | {"users": len(users)} | {f"{n}_users": len(g) for n, g in slices.items()}
+
+
+class RankingMetrics(evaluate.Metric):
+    """HR, NDCG and MRR of ranked lists against one relevant item each."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="",
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("int64")),
+                    "references": datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def _compute(
+        self, predictions: Sequence[Sequence[int]], references: Sequence[int]
+    ) -> dict[str, float]:
+        return rank_metrics(predictions, references)
