@@ -1,0 +1,95 @@
+"""Text embeddings that travel with the model: a table over tokens, or a transformer."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer
+
+
+class TTDSTokenTable(nn.Module):
+    """Embeds text as a weighted mean of one vector per token, with no other library.
+
+    Args:
+        num_tokens: Number of token ids the table covers.
+        text_dim: Width of a text embedding.
+    """
+
+    def __init__(self, num_tokens: int, text_dim: int):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(num_tokens, text_dim))
+
+    def encode(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Return unit embeddings of tokenised texts, (len(token_ids), text_dim).
+
+        A token that occurs n times has weight 1 + log n (the sublinear term frequency of TF-IDF;
+        the inverse document frequency is part of the table). No token gives a zero row.
+
+        Args:
+            token_ids: Plain-text token ids per text.
+        """
+        embeddings = self.table.new_zeros(len(token_ids), self.table.shape[1])
+        for row, ids in enumerate(token_ids):
+            if ids:
+                tokens, counts = torch.tensor(ids, device=self.table.device).unique(
+                    return_counts=True
+                )
+                embeddings[row] = (1 + counts.log()) @ self.table[tokens]
+        return F.normalize(embeddings, dim=-1)
+
+
+@torch.inference_mode()
+def encode_with_transformer(
+    encode: Callable[[Tensor, Tensor], Tensor],
+    token_ids: Sequence[Sequence[int]],
+    *,
+    pad_token_id: int,
+    device: torch.device,
+    batch_size: int = 32,
+) -> Tensor:
+    """Return unit, mean-pooled embeddings of tokenised texts, (len(token_ids), hidden).
+
+    Args:
+        encode: From ids and attention mask, both (batch, length), to states (batch, length, hidden).
+        token_ids: Token ids per text; no token gives a zero row.
+        pad_token_id: Id to pad with.
+        device: Where to run.
+        batch_size: Texts per step.
+    """
+    order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
+    embeddings = [None] * len(order)
+    steps = range(0, len(order), batch_size)
+    for first in tqdm(steps, desc="embed text", unit="batch", disable=len(steps) < 10):
+        rows = order[first : first + batch_size]
+        lists = [torch.tensor(token_ids[row] or [pad_token_id]) for row in rows]
+        ids = nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=pad_token_id)
+        lengths = torch.tensor([len(token_ids[row]) for row in rows])
+        mask = torch.arange(ids.shape[1])[None] < lengths[:, None].clamp_min(1)
+        states = encode(ids.to(device), mask.long().to(device)).float().cpu()
+        weights = (mask & (lengths[:, None] > 0))[..., None]
+        for row, pooled in zip(rows, F.normalize((states * weights).sum(1), dim=-1), strict=True):
+            embeddings[row] = pooled
+    return torch.stack(embeddings)
+
+
+def encode_by_encoder(name: str, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+    """Return text embeddings from an encoder of the Hub or of a folder, mean-pooled.
+
+    Args:
+        name: Hub id or folder.
+        texts: What to embed.
+        batch_size: Texts per step.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    encoder = AutoModel.from_pretrained(name).eval()
+    longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    ids = tokenizer(list(texts), truncation=True, max_length=longest).input_ids
+    return encode_with_transformer(
+        lambda ids, mask: encoder(input_ids=ids, attention_mask=mask).last_hidden_state,
+        ids,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        device=encoder.device,
+        batch_size=batch_size,
+    )

@@ -1,0 +1,156 @@
+"""The two modalities of the items: text embeddings and collaborative embeddings, cached."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+import sklearn
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.utils.extmath import randomized_svd
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from modeling_ttds.text_ttds import TTDSTokenTable
+from modeling_ttds.tokenization_ttds import TTDSTokenizer
+
+WINDOW = 5
+
+
+def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tensor]) -> Tensor:
+    """Return a tensor from the cache, or compute and keep it.
+
+    Args:
+        folder: The cache; None computes every time.
+        name: What the tensor is, the first part of its file name.
+        key: All that the tensor depends on; its hash is the second part.
+        compute: Makes the tensor.
+    """
+    if folder is None:
+        return compute()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    file = folder / f"{name}-{digest}.safetensors"
+    if file.exists():
+        try:
+            return load_file(file)[name]
+        except SafetensorError as error:
+            print(f"{file} is damaged ({error}); it is made anew.")
+    tensor = compute().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: tensor}, scratch)
+    scratch.replace(file)
+    return tensor
+
+
+def fit_token_table(
+    texts: Sequence[str], tokenizer: TTDSTokenizer, text_dim: int, seed: int
+) -> TTDSTokenTable:
+    """Fit TF-IDF and a truncated SVD over plain-text tokens; fold both into one table.
+
+    Args:
+        texts: The catalogue.
+        tokenizer: Gives the tokens.
+        text_dim: Width of a text embedding.
+        seed: Seed of the SVD.
+    """
+    num_tokens = tokenizer.code_token_start
+    ids = [tokenizer.encode_text(text) for text in texts]
+    rows = np.repeat(np.arange(len(ids)), [len(i) for i in ids])
+    columns = np.concatenate([np.asarray(i, dtype=np.int64) for i in ids])
+    counts = sp.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(ids), num_tokens))
+    weighting = TfidfTransformer(sublinear_tf=True)
+    matrix = weighting.fit_transform(counts.tocsr())
+    rank = min(text_dim, min(matrix.shape) - 1)
+    _, _, components = randomized_svd(matrix, rank, random_state=seed)  # (rank, num_tokens)
+    table = TTDSTokenTable(num_tokens, text_dim)
+    # A token that no text holds says nothing.
+    weights = weighting.idf_ * (np.asarray(counts.sum(0)).ravel() > 0)
+    table.table[:, :rank] = torch.from_numpy((components * weights).T.copy())
+    return table
+
+
+def read_text_embeddings(file: str | Path, num_items: int) -> Tensor:
+    """Read precomputed text embeddings, one row per item in the order of the catalogue.
+
+    Args:
+        file: A safetensors file with the tensor `text`, or a `.npy` file.
+        num_items: Number of rows expected.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds something else; the message says what.
+    """
+    if not Path(file).exists():
+        raise FileNotFoundError(f"`text_embeddings` {file} does not exist.")
+    if Path(file).suffix == ".npy":
+        embeddings = torch.from_numpy(np.load(file))
+    else:
+        tensors = load_file(file)
+        if "text" not in tensors:
+            raise ValueError(f"{file} holds {sorted(tensors)} but no tensor `text`.")
+        embeddings = tensors["text"]
+    return check_embeddings(embeddings.float(), num_items, str(file))
+
+
+def check_embeddings(embeddings: Tensor, num_items: int, source: str) -> Tensor:
+    """Return unit rows, or raise a ValueError that names what is wrong with them.
+
+    Args:
+        embeddings: One row per item.
+        num_items: Number of rows expected.
+        source: Where they come from, for the message.
+    """
+    if embeddings.ndim != 2 or len(embeddings) != num_items:
+        raise ValueError(
+            f"{source} has the shape {tuple(embeddings.shape)}; the catalogue needs "
+            f"({num_items}, text_dim)."
+        )
+    bad = ~embeddings.isfinite().all(1)
+    if bad.any():
+        raise ValueError(f"{source} row {int(bad.int().argmax())} holds NaN or infinity.")
+    return F.normalize(embeddings, dim=-1)
+
+
+def collaborative_embeddings(
+    histories: Sequence[np.ndarray], num_items: int, dim: int, seed: int
+) -> Tensor:
+    """Embed items by the company they keep in training histories, (num_items, dim).
+
+    Counts items within five steps of one another, weighted 0.7 per further step, divides by the
+    roots of both items' sums and keeps the largest singular vectors, scaled by the root of their
+    singular values. An item that nobody touched gets a zero row.
+
+    Args:
+        histories: Item rows in order, per user.
+        num_items: Size of the catalogue.
+        dim: Width of the embeddings.
+        seed: Seed of the SVD.
+    """
+    matrix = sp.csr_matrix((num_items, num_items))
+    for lag in range(1, WINDOW + 1):
+        pairs = [(h[:-lag], h[lag:]) for h in histories if len(h) > lag]
+        if pairs:
+            first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+            weights = np.full(len(first), 0.7 ** (lag - 1))
+            matrix += sp.coo_matrix((weights, (first, second)), shape=matrix.shape).tocsr()
+    matrix = matrix + matrix.T
+    total = np.asarray(matrix.sum(1)).ravel()
+    scale = sp.diags(np.where(total > 0, 1 / np.sqrt(np.maximum(total, 1e-12)), 0))
+    rank = min(dim, num_items - 1)
+    vectors, values, _ = randomized_svd(scale @ matrix @ scale, rank, random_state=seed)
+    embeddings = torch.zeros(num_items, dim)
+    embeddings[:, :rank] = torch.from_numpy(vectors * np.sqrt(values))
+    embeddings[torch.from_numpy(total == 0)] = 0
+    return F.normalize(embeddings, dim=-1)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that a cached embedding depends on."""
+    return {"torch": torch.__version__, "scikit-learn": sklearn.__version__}
