@@ -1,1 +1,14 @@
-"""TTDS: the part that travels to the Hub."""
+"""TTDS: a generative recommender whose language model writes the codes of items and users."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .configuration_ttds import TTDSConfig, TTDSTowerConfig
+from .modeling_ttds import TTDSForCausalLM
+from .tokenization_ttds import TTDSTokenizer
+from .towers_ttds import TTDSTower
+
+AutoConfig.register("ttds", TTDSConfig)
+AutoModel.register(TTDSConfig, TTDSForCausalLM)
+AutoModelForCausalLM.register(TTDSConfig, TTDSForCausalLM)
+
+__all__ = ["TTDSConfig", "TTDSForCausalLM", "TTDSTokenizer", "TTDSTower", "TTDSTowerConfig"]

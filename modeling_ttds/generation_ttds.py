@@ -1,9 +1,10 @@
 """The trie of item codes, beam search over it, and the same constraint for `generate`."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor
 
 
@@ -132,7 +133,7 @@ class _SharedPrefix:
     Beams stand side by side in the sequence: each sees its prompt and its own ancestors only.
     """
 
-    def __init__(self, model: "torch.nn.Module", ids: Tensor, mask: Tensor):
+    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
         self.model = model
         self.lengths = mask.sum(1)  # (batch,)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -172,7 +173,7 @@ class _SharedPrefix:
 
 
 def beam_search(
-    model: "torch.nn.Module",
+    model: nn.Module,
     ids: Tensor,
     mask: Tensor,
     candidates: TTDSCandidates,
@@ -241,7 +242,7 @@ def _leaf_items(
 
 
 def score_items(
-    model: "torch.nn.Module", ids: Tensor, mask: Tensor, trie: TTDSTrie, items: Tensor
+    model: nn.Module, ids: Tensor, mask: Tensor, trie: TTDSTrie, items: Tensor
 ) -> Tensor:
     """Return the exact log-probabilities of given items after each prompt, (batch, num_candidates).
 
@@ -327,3 +328,207 @@ class TTDSConstraint(LogitsProcessor):
             scores.dtype
         )
         return masked
+
+
+@dataclass(frozen=True)
+class TTDSRecommendation:
+    """One entry of a list.
+
+    Args:
+        item_id: Id of the item.
+        title: Its title, empty if it has none.
+        score: Log-probability of its codes.
+    """
+
+    item_id: str
+    title: str
+    score: float
+
+
+class TTDSGenerationMixin:
+    """What `TTDSForCausalLM` can be asked: top-K lists for histories."""
+
+    @property
+    def trie(self) -> TTDSTrie:
+        """The trie of today's item codes."""
+        codes = self.item_codes
+        key = (codes.data_ptr(), codes._version, codes.shape, codes.device)
+        if getattr(self, "_trie_key", None) != key:
+            self._trie, self._trie_key = TTDSTrie.build(codes), key
+        return self._trie
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        top_k: int = 10,
+        user_histories: Sequence[Sequence[str]] | None = None,
+        exclude_seen: bool = True,
+        allowed: Iterable[str] | None = None,
+        num_beams: int | None = None,
+        unknown: str = "error",
+        batch_size: int = 64,
+    ) -> list[list[TTDSRecommendation]]:
+        """Return the items each user is most likely to choose next, best first.
+
+        Args:
+            histories: Item ids per user, newest last; may be empty.
+            top_k: Length of the lists; they are shorter where fewer items may appear.
+            user_histories: What the user tower sees in place of `histories`.
+            exclude_seen: Leave out the items of the history.
+            allowed: Item ids that may appear; all by default.
+            num_beams: Prefixes kept per level, at least `top_k`; 50 or `top_k` by default.
+            unknown: What to do with a history's item that is not in the catalogue: `"error"`, or
+                `"skip"` to drop it.
+            batch_size: Users per step.
+
+        Raises:
+            ValueError: An argument is out of range or an item unknown; the message says which.
+        """
+        rows = self.history_rows(histories, unknown)
+        user_rows = None if user_histories is None else self.history_rows(user_histories, unknown)
+        if user_rows is not None and len(user_rows) != len(rows):
+            raise ValueError(
+                f"`user_histories` has {len(user_rows)} entries for {len(rows)} `histories`."
+            )
+        mask = None
+        if allowed is not None:
+            mask = torch.zeros(len(self.item_codes), dtype=torch.bool, device=self.device)
+            mask[self.history_rows([list(allowed)], "error")[0]] = True
+        lists = self.recommend_rows(
+            rows, top_k, user_rows, exclude_seen, mask, num_beams, batch_size
+        )
+        return [
+            [
+                TTDSRecommendation(entry["item_id"], entry.get("title", ""), score)
+                for entry, score in ((self.catalogue[row], score) for row, score in pairs)
+            ]
+            for pairs in lists
+        ]
+
+    def history_rows(self, histories: Sequence[Sequence[str]], unknown: str) -> list[list[int]]:
+        """Translate item ids to rows.
+
+        Args:
+            histories: Item ids per user.
+            unknown: `"error"` or `"skip"`.
+
+        Raises:
+            ValueError: An item is unknown, or `histories` is one history instead of several.
+        """
+        if unknown not in ("error", "skip"):
+            raise ValueError(f"`unknown` is {unknown!r}; it must be 'error' or 'skip'.")
+        rows = []
+        for number, history in enumerate(histories):
+            if isinstance(history, str):
+                raise ValueError(
+                    f"`histories` holds the string {history!r}; give a list of histories, each a "
+                    "list of item ids."
+                )
+            known = [self.row_of.get(item, -1) for item in history]
+            if unknown == "error" and -1 in known:
+                raise ValueError(
+                    f"History {number} holds the unknown item {history[known.index(-1)]!r}; add it "
+                    'by `add_items`, or pass `unknown="skip"` to drop it.'
+                )
+            rows.append([row for row in known if row >= 0])
+        return rows
+
+    @torch.no_grad()
+    def recommend_rows(
+        self,
+        histories: Sequence[Sequence[int]],
+        top_k: int,
+        user_histories: Sequence[Sequence[int]] | None = None,
+        exclude_seen: bool = True,
+        allowed: Tensor | None = None,
+        num_beams: int | None = None,
+        batch_size: int = 64,
+    ) -> list[list[tuple[int, float]]]:
+        """Do what `recommend` does, on item rows; returns pairs of row and log-probability.
+
+        Args:
+            histories: Item rows per user, newest last.
+            top_k: Length of the lists.
+            user_histories: What the user tower sees in place of `histories`.
+            exclude_seen: Leave out the items of the history.
+            allowed: Mask of the items that may appear, (num_items,).
+            num_beams: Prefixes kept per level.
+            batch_size: Users per step.
+        """
+        num_items = len(self.item_codes)
+        if not 1 <= top_k <= num_items:
+            raise ValueError(
+                f"`top_k` is {top_k}; it must be from 1 to the {num_items} items of the catalogue."
+            )
+        num_beams = max(50, top_k) if num_beams is None else num_beams
+        if num_beams < top_k:
+            raise ValueError(f"`num_beams` is {num_beams}; it must be at least `top_k` {top_k}.")
+        was_training = self.training
+        self.eval()
+        lists = []
+        # Histories of like length share a batch, so that little of it is padding.
+        order = sorted(range(len(histories)), key=lambda i: len(histories[i]))
+        for first in range(0, len(order), batch_size):
+            users = order[first : first + batch_size]
+            shown = [histories[user] for user in users]
+            behind = shown if user_histories is None else [user_histories[user] for user in users]
+            ids, mask = self.history_prompts(shown, behind)
+            excluded = pad_rows(shown if exclude_seen else [[]] * len(shown), None, self.device)
+            candidates = TTDSCandidates(self.trie, allowed, excluded)
+            items, scores = beam_search(self, ids, mask, candidates, num_beams)
+            for row, score in zip(items.tolist(), scores.tolist(), strict=True):
+                pairs = [pair for pair in zip(row, score, strict=True) if pair[0] >= 0]
+                lists.append(pairs[:top_k])
+        self.train(was_training)
+        return [pairs for _, pairs in sorted(zip(order, lists, strict=True))]
+
+    def history_prompts(
+        self, histories: Sequence[Sequence[int]], user_histories: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return bound next-item prompts and their mask, both (batch, length), padded right.
+
+        Args:
+            histories: Item rows per user, newest last; the newest `max_history` are shown.
+            user_histories: Item rows per user that make the user's codes.
+        """
+        config, tower = self.config, self.config.item_tower
+        levels = torch.arange(tower.num_levels, device=self.device) * tower.num_codes
+        item_tokens = self.item_codes + levels + config.code_token_start
+        user_codes = self.codes_of_users(pad_rows(user_histories, config.max_history, self.device))
+        user_start = config.code_token_start + tower.num_levels * tower.num_codes
+        user_tokens = (user_codes + levels + user_start).tolist()
+        prompts = []
+        for history, user in zip(histories, user_tokens, strict=True):
+            prompt = []
+            for token in config.prompt_ids:
+                if token == config.user_placeholder_id:
+                    prompt += user
+                elif token == config.item_placeholder_id:
+                    newest = list(history[-config.max_history :])
+                    prompt += item_tokens[newest].flatten().tolist()
+                else:
+                    prompt.append(token)
+            prompts.append(prompt)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True)
+        ids = ids.to(self.device)
+        return ids, (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+
+
+def pad_rows(
+    histories: Sequence[Sequence[int]], longest: int | None, device: torch.device
+) -> Tensor:
+    """Return histories as one tensor (batch, longest), newest last, padded left with -1.
+
+    Args:
+        histories: Item rows per user, newest last.
+        longest: Width, keeping the newest; None for as wide as needed.
+        device: Where the tensor lives.
+    """
+    width = max((len(history) for history in histories), default=0) if longest is None else longest
+    padded = torch.full((len(histories), width), -1)
+    for row, history in enumerate(histories):
+        newest = list(history[-width:]) if width else []
+        if newest:
+            padded[row, -len(newest) :] = torch.as_tensor(newest)
+    return padded.to(device)

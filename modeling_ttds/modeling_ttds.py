@@ -12,9 +12,21 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
 
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
+from .generation_ttds import TTDSGenerationMixin
+from .index_ttds import unique_codes
+from .text_ttds import (
+    TTDSTokenTable,
+    encode_by_encoder,
+    encode_with_transformer,
+    item_text,
+)
+from .tokenization_ttds import TTDSTokenizer
 from .towers_ttds import TTDSPath, TTDSTower
+
+CATALOGUE_FILE = "catalogue.jsonl"
 
 
 @dataclass
@@ -28,7 +40,7 @@ class TTDSOutput(CausalLMOutputWithPast):
     losses: dict[str, Tensor] | None = None
 
 
-class TTDSForCausalLM(PreTrainedModel, GenerationMixin):
+class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
     """A causal language model around two towers.
 
     The trunk is any causal language model without its head. The vocabulary holds every code token
@@ -56,6 +68,9 @@ class TTDSForCausalLM(PreTrainedModel, GenerationMixin):
         self.code_projections = nn.Parameter(
             torch.empty(len(KINDS), tower.num_levels, tower.code_dim, backbone.hidden_size)
         )
+        if config.text_encoder == "tokens":
+            self.token_table = TTDSTokenTable(config.code_token_start, tower.text_dim)
+        self._catalogue, self.row_of, self._tokenizer, self._revision = [], {}, None, None
         n = config.num_items
         self.register_buffer("item_codes", torch.zeros(n, tower.num_levels, dtype=torch.long))
         self.register_buffer("item_text", torch.zeros(n, tower.text_dim))
@@ -77,6 +92,8 @@ class TTDSForCausalLM(PreTrainedModel, GenerationMixin):
             init.normal_(self.code_projections, std=self.config.item_tower.code_dim**-0.5 * 0.02)
             for buffer in (self.item_codes, self.item_text, self.item_collaborative):
                 init.zeros_(buffer)
+        elif isinstance(module, TTDSTokenTable):
+            init.zeros_(module.table)
 
     # Entities and their codes
 
@@ -327,6 +344,196 @@ class TTDSForCausalLM(PreTrainedModel, GenerationMixin):
         soft = -(probabilities * log_probs[place].gather(1, columns)).sum(-1)
         return torch.zeros_like(bound, dtype=soft.dtype).masked_scatter(place, soft)
 
+    # Catalogue
+
+    @property
+    def catalogue(self) -> list[dict[str, str]]:
+        """The items in row order: `item_id` and, where known, `title`, `brand`, `categories`."""
+        return self._catalogue
+
+    @catalogue.setter
+    def catalogue(self, entries: list[dict[str, str]]) -> None:
+        if len(entries) != len(self.item_codes):
+            raise ValueError(
+                f"`catalogue` has {len(entries)} entries for {len(self.item_codes)} items."
+            )
+        self._catalogue = entries
+        self.row_of = {entry["item_id"]: row for row, entry in enumerate(entries)}
+
+    @property
+    def tokenizer(self) -> TTDSTokenizer:
+        """The tokenizer that came with the model; loaded from its folder or repository if need be."""
+        if self._tokenizer is None:
+            self.tokenizer = TTDSTokenizer.from_pretrained(
+                self.name_or_path, revision=self._revision
+            )
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: TTDSTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def share_index(self) -> None:
+        """Tell the tokenizer today's codes, for `encode_items` and `decode_items`."""
+        item_ids = [entry["item_id"] for entry in self.catalogue]
+        self.tokenizer.set_item_index(item_ids, self.item_codes.tolist())
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Iterable[str]) -> Tensor:
+        """Return text embeddings as `config.text_encoder` makes them, (num_texts, text_dim).
+
+        Args:
+            texts: Plain texts; an empty one gives a zero row.
+        """
+        texts = list(texts)
+        if self.config.text_encoder not in ("tokens", "backbone"):
+            return encode_by_encoder(self.config.text_encoder, texts).to(self.device)
+        ids = [self.tokenizer.encode_text(text) for text in texts]
+        if self.config.text_encoder == "tokens":
+            return self.token_table.encode(ids)
+        was_training = self.training
+        self.eval()
+        embeddings = encode_with_transformer(
+            lambda ids, mask: (
+                self.model(
+                    inputs_embeds=self.embed(ids), attention_mask=mask, use_cache=False
+                ).last_hidden_state
+            ),
+            ids,
+            pad_token_id=self.tokenizer.pad_token_id,
+            device=self.device,
+        )
+        self.train(was_training)
+        return embeddings.to(self.device)
+
+    @torch.no_grad()
+    def add_items(
+        self, items: Iterable[dict[str, str]], text_embeddings: Tensor | None = None
+    ) -> None:
+        """Give new items codes of their own from their text; no weight and no old code changes.
+
+        Args:
+            items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`.
+            text_embeddings: Their text embeddings, (len(items), text_dim); by default made from
+                their text by `embed_texts`.
+
+        Raises:
+            ValueError: An item id is missing, known or there twice, an embedding does not fit, or
+                the codes are used up.
+        """
+        items = list(items)
+        known = set(self.row_of)
+        for number, item in enumerate(items):
+            name = item.get("item_id")
+            if not name or not isinstance(name, str):
+                raise ValueError(f"Item {number} has no `item_id`; give each a string.")
+            if name in known:
+                raise ValueError(f"`item_id` {name!r} of item {number} is there already.")
+            known.add(name)
+        if not items:
+            return
+        if text_embeddings is None:
+            text_embeddings = self.embed_texts(item_text(item) for item in items)
+        expected = (len(items), self.config.item_tower.text_dim)
+        if text_embeddings.shape != expected or not text_embeddings.isfinite().all():
+            raise ValueError(
+                f"`text_embeddings` must be finite and of shape {expected}; they have the shape "
+                f"{tuple(text_embeddings.shape)}."
+            )
+        text = text_embeddings.to(self.item_text)
+        collaborative = self.item_collaborative.new_zeros(
+            len(items), self.config.item_tower.collaborative_dim
+        )
+        latents = self.item_tower.encode(text, collaborative).mean
+        codebooks = self.item_tower.codebooks
+        codes = self.item_tower.quantise(latents).codes
+        codes = unique_codes(latents, codebooks, codes, taken=self.item_codes)
+        self.item_codes = torch.cat([self.item_codes, codes])
+        self.item_text = torch.cat([self.item_text, text])
+        self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
+        self._catalogue_changed(
+            self.catalogue
+            + [
+                {name: item.get(name) or "" for name in ("item_id", "title", "brand", "categories")}
+                for item in items
+            ]
+        )
+
+    def remove_items(self, item_ids: Iterable[str]) -> None:
+        """Take items out of catalogue, index and trie; the others keep their codes.
+
+        Args:
+            item_ids: Ids of the items.
+
+        Raises:
+            ValueError: An item is unknown, or none would be left.
+        """
+        rows = self.history_rows([list(item_ids)], "error")[0]
+        keep = torch.ones(len(self.item_codes), dtype=torch.bool, device=self.device)
+        keep[rows] = False
+        if not keep.any():
+            raise ValueError("`remove_items` would leave no item; keep at least one.")
+        self.item_codes = self.item_codes[keep]
+        self.item_text = self.item_text[keep]
+        self.item_collaborative = self.item_collaborative[keep]
+        gone = set(rows)
+        self._catalogue_changed([e for r, e in enumerate(self.catalogue) if r not in gone])
+
+    def _catalogue_changed(self, entries: list[dict[str, str]]) -> None:
+        self.config.num_items = len(self.item_codes)
+        self.catalogue = entries
+        self.share_index()
+
+    # Save and load
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Write weights, configuration, code files and catalogue into a flat folder.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: As of `PreTrainedModel.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        file = Path(save_directory) / CATALOGUE_FILE
+        scratch = file.with_suffix(".tmp")
+        with scratch.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in self.catalogue)
+        scratch.replace(file)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs
+    ) -> "TTDSForCausalLM":
+        """Load a model with its catalogue from a folder or the Hub.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            *args: As of `PreTrainedModel.from_pretrained`.
+            **kwargs: As of `PreTrainedModel.from_pretrained`.
+        """
+        where = (
+            "cache_dir",
+            "force_download",
+            "local_files_only",
+            "revision",
+            "subfolder",
+            "token",
+        )
+        hub = {name: kwargs[name] for name in where if kwargs.get(name) is not None}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        file = cached_file(
+            pretrained_model_name_or_path,
+            CATALOGUE_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            **hub,
+        )
+        model._revision = hub.get("revision")
+        if file is not None:
+            with open(file, encoding="utf-8") as lines:
+                model.catalogue = [json.loads(line) for line in lines]
+        return loaded
+
 
 @dataclass
 class _Entities:
@@ -335,3 +542,7 @@ class _Entities:
     rows: Tensor
     embeddings: tuple[Tensor, Tensor]
     path: TTDSPath
+
+
+TTDSConfig.register_for_auto_class()
+TTDSForCausalLM.register_for_auto_class("AutoModelForCausalLM")

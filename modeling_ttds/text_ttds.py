@@ -9,6 +9,12 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 
+def item_text(item: dict[str, str]) -> str:
+    """Return an item's text: its title, brand, categories and description, those it has."""
+    parts = (item.get(name, "") for name in ("title", "brand", "categories", "description"))
+    return ". ".join(part for part in parts if part)
+
+
 class TTDSTokenTable(nn.Module):
     """Embeds text as a weighted mean of one vector per token, with no other library.
 

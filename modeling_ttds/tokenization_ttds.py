@@ -208,9 +208,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         legacy_format: bool | None = None,
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
-        names = super()._save_pretrained(
-            save_directory, file_names, legacy_format, filename_prefix
-        )
+        names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         file = Path(save_directory) / INDEX_FILE
         scratch = file.with_suffix(".tmp")
         scratch.write_text(json.dumps(self.item_index), "utf-8")

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from modeling_ttds.text_ttds import item_text
+
 SUFFIXES = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".jsonl": pd.read_json}
 TEXT_FIELDS = ("title", "brand", "categories", "description", "price")
 
@@ -47,12 +49,6 @@ class Catalogue:
             {"item_id": item, **{name: self.fields[name][row] for name in names}}
             for row, item in enumerate(self.item_ids)
         ]
-
-
-def item_text(item: dict[str, str]) -> str:
-    """Return an item's text: its title, brand, categories and description, those it has."""
-    parts = (item.get(name, "") for name in ("title", "brand", "categories", "description"))
-    return ". ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -219,7 +215,10 @@ def _read_table(name: str, table: str) -> pd.DataFrame:
     for suffix, read in SUFFIXES.items():
         file = folder / f"{table}{suffix}"
         if file.exists():
-            options = {".csv": {"dtype": {"user_id": str, "item_id": str}}, ".jsonl": {"lines": True}}
+            options = {
+                ".csv": {"dtype": {"user_id": str, "item_id": str}},
+                ".jsonl": {"lines": True},
+            }
             if suffix == ".jsonl":
                 options[".jsonl"]["dtype"] = {"user_id": str, "item_id": str}
             try:

@@ -19,7 +19,9 @@ COLD_AT_MOST = 5
 HEAD_SHARE = 0.2
 
 
-def rank_metrics(predictions: Sequence[Sequence[int]], references: Sequence[int]) -> dict[str, float]:
+def rank_metrics(
+    predictions: Sequence[Sequence[int]], references: Sequence[int]
+) -> dict[str, float]:
     """Average HR, NDCG and MRR at every cut-off over users.
 
     With rank r of the one relevant item, counted from 1: HR@K = 1[r <= K], NDCG@K =
