@@ -103,9 +103,8 @@ class TTDSCandidates:
     def count(self, nodes: Tensor, depth: int) -> Tensor:
         """Return how many items below each node may appear, shaped as nodes (batch, ...)."""
         start, end = self.trie.first_item[depth][nodes], self.trie.first_item[depth][nodes + 1]
-        if self.running is None:
-            total = end - start
-        else:
+        total = end - start
+        if self.running is not None:
             total = self.running[end] - self.running[start]
         if not self.places.shape[1]:
             return total
@@ -151,7 +150,7 @@ class _SharedPrefix:
         self.depth = 0
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Append tokens (batch, beams) after their parents; return states (batch, beams, hidden)."""
+        """Append tokens (batch, beams) after their parents; return their states."""
         batch, beams = tokens.shape
         cached = self.visible.shape[2]
         own = torch.eye(beams, dtype=torch.bool, device=tokens.device).expand(batch, -1, -1)
@@ -316,7 +315,7 @@ class TTDSConstraint(LogitsProcessor):
             )
             children, real = self.trie.children(nodes, level)
             match = real & (self.trie.codes[level + 1][children] == code[:, None])
-            # A row that `generate` filled up beyond the legal ones may be anywhere: any child will do.
+            # A row that `generate` filled up beyond the legal ones may be anywhere.
             nodes = children.gather(1, match.int().argmax(1, keepdim=True))[:, 0]
         children, real = self.trie.children(nodes, depth)
         codes = self.trie.codes[depth + 1][children]

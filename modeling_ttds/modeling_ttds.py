@@ -362,7 +362,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
 
     @property
     def tokenizer(self) -> TTDSTokenizer:
-        """The tokenizer that came with the model; loaded from its folder or repository if need be."""
+        """The tokenizer beside the model, loaded from its folder or repository on first need."""
         if self._tokenizer is None:
             self.tokenizer = TTDSTokenizer.from_pretrained(
                 self.name_or_path, revision=self._revision
@@ -494,6 +494,8 @@ class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
             **kwargs: As of `PreTrainedModel.save_pretrained`.
         """
         super().save_pretrained(save_directory, **kwargs)
+        if not self.catalogue:
+            return
         file = Path(save_directory) / CATALOGUE_FILE
         scratch = file.with_suffix(".tmp")
         with scratch.open("w", encoding="utf-8") as lines:

@@ -58,7 +58,7 @@ def encode_with_transformer(
     """Return unit, mean-pooled embeddings of tokenised texts, (len(token_ids), hidden).
 
     Args:
-        encode: From ids and attention mask, both (batch, length), to states (batch, length, hidden).
+        encode: From ids and attention mask, (batch, length), to states (batch, length, hidden).
         token_ids: Token ids per text; no token gives a zero row.
         pad_token_id: Id to pad with.
         device: Where to run.

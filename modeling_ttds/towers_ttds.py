@@ -139,10 +139,8 @@ class TTDSTower(nn.Module):
         """
         residual, chosen, residuals, vectors = latent, [], [], []
         for level, codebook in enumerate(self.codebooks):
-            if codes is None:
-                code = torch.cdist(residual, codebook).argmin(-1)  # (batch,)
-            else:
-                code = codes[:, level]
+            nearest = codes is None
+            code = torch.cdist(residual, codebook).argmin(-1) if nearest else codes[:, level]
             vector = codebook[code]  # (batch, code_dim)
             chosen.append(code)
             residuals.append(residual)
