@@ -318,10 +318,12 @@ class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
         loss = nll.sum() / max(count, 1)
         losses = {"lm": loss.detach()}
         if self.training and self.config.tower_weight:
+            # This batch's share of the step, so that accumulated and parallel batches sum to one.
+            share = self.config.tower_weight * len(targets) / max(count, 1)
             for name, batch in entities.items():
                 tower = self.item_tower if name == "item" else self.user_tower
                 output = tower(*batch.embeddings)
-                loss = loss + self.config.tower_weight * output.loss
+                loss = loss + share * output.loss
                 losses |= {
                     f"{name}_{part}": value.detach() for part, value in output.losses.items()
                 }

@@ -1,11 +1,13 @@
 """From histories to training examples: user states, the examples of an epoch, the collator."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_ttds.configuration_ttds import PLACEHOLDER_START
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
@@ -52,7 +54,7 @@ class UserStates:
         return torch.from_numpy(padded)
 
 
-class NextItemExamples(torch.utils.data.Dataset):
+class NextItemExamples:
     """The next-item task: per user one row with a loss at every item from a random cut on.
 
     In the other form, `per_position`, there is one row per position of every history and a loss at
@@ -82,9 +84,21 @@ class NextItemExamples(torch.utils.data.Dataset):
         if per_position:
             self.rows = [(u, target) for u in users for target in range(len(split.training[u]))]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw new cuts; the data loader calls it."""
-        self.epoch = epoch
+    def as_dataset(self) -> datasets.Dataset:
+        """Return a data set that makes its examples when they are asked for."""
+
+        def make(batch: dict[str, list]) -> dict[str, list]:
+            examples = [self[index] for index in batch["index"]]
+            return {key: [example[key] for example in examples] for key in examples[0]}
+
+        return datasets.Dataset.from_dict({"index": range(len(self))}).with_transform(make)
+
+    def lengths(self) -> list[int]:
+        """Return the number of items each row shows."""
+        return [
+            min(len(self.histories[user]) if target is None else target + 1, self.max_history + 1)
+            for user, target in self.rows
+        ]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,6 +119,35 @@ class NextItemExamples(torch.utils.data.Dataset):
         response = self.tokenizer.encode_prompt("<item>", items=[history[cut:end].tolist()])
         response = [token for token in response if token >= PLACEHOLDER_START]
         return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Shuffles rows anew each epoch, rows of like length together; a resumed epoch is the same.
+
+    Args:
+        examples: The training examples; they are told the epoch too.
+        batch_size: Rows per batch.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, examples: NextItemExamples, batch_size: int, seed: int):
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.lengths = examples.lengths()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw another order and other cuts; the data loader calls it."""
+        self.examples.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.examples.epoch)
+        rows = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        # The longest batch comes first out of the grouping; batches go in any order.
+        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        for batch in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[batch]
 
 
 def collate(examples: Sequence[dict[str, list[int]]], pad_token_id: int) -> dict[str, Tensor]:

@@ -6,7 +6,12 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from modeling_ttds.index_ttds import unique_codes
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.text_ttds import item_text
 from modeling_ttds.towers_ttds import TTDSTower
+
+CHUNK = 4096
 
 
 @torch.no_grad()
@@ -114,15 +119,64 @@ def tower_report(tower: TTDSTower, text: Tensor, collaborative: Tensor) -> dict[
     """
     posterior = tower.encode(text, collaborative)
     codes = tower.quantise(posterior.mean).codes
-    _, inverse, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
-    report = {"collision_rate": (counts[inverse] > 1).float().mean().item()}
-    for level in range(codes.shape[1]):
-        share = codes[:, level].bincount(minlength=tower.config.num_codes) / len(codes)
-        report[f"perplexity_{level}"] = torch.special.entr(share).sum().exp().item()
+    report = code_usage(codes, tower.config.num_codes)
     output = tower(text, collaborative)
     both = posterior.present["text"] & posterior.present["collaborative"]
     for modality, view in posterior.view_means.items():
         report[f"{modality}_reconstruction"] = output.losses[f"{modality}_reconstruction"].item()
         first = tower.quantise(view[both]).codes[:, 0]
         report[f"{modality}_agreement"] = (first == codes[both, 0]).float().mean().item()
+    return report
+
+
+@torch.no_grad()
+def refresh_index(model: TTDSForCausalLM, freeze: bool = False) -> dict[str, float]:
+    """Write today's codes of all items and attached users into the model's index.
+
+    Args:
+        model: The model whose towers give the codes.
+        freeze: Whether every item must get codes of its own.
+
+    Returns:
+        `churn_LEVEL` and `churn` (share of items whose code changed at the level, at any level),
+        `user_churn`, `collision_rate` before freezing, `moved` (share of items that freezing gave
+        other codes than their nearest) and `perplexity_LEVEL`.
+    """
+    was_training = model.training
+    model.eval()
+    if model.config.text_encoder == "backbone":
+        model.item_text.copy_(model.embed_texts(item_text(entry) for entry in model.catalogue))
+    tower = model.item_tower
+    latents = tower.encode(model.item_text, model.item_collaborative).mean
+    nearest = tower.quantise(latents).codes
+    codes = nearest
+    if freeze:
+        codes = unique_codes(latents, tower.codebooks, nearest, taken=nearest[:0])
+    report = code_usage(nearest, tower.config.num_codes)
+    changed = codes != model.item_codes
+    report |= {f"churn_{level}": c.item() for level, c in enumerate(changed.float().mean(0))}
+    report["churn"] = changed.any(1).float().mean().item()
+    report["moved"] = (codes != nearest).any(1).float().mean().item()
+    model.item_codes.copy_(codes)
+    if hasattr(model, "user_codes"):
+        states = model.user_histories.split(CHUNK)
+        users = torch.cat([model.codes_of_users(part) for part in states])
+        report["user_churn"] = (users != model.user_codes).any(1).float().mean().item()
+        model.user_codes.copy_(users)
+    model.train(was_training)
+    return report
+
+
+def code_usage(codes: Tensor, num_codes: int) -> dict[str, float]:
+    """Return `collision_rate` and, per level, the effective number of codes in use.
+
+    Args:
+        codes: Codes of entities, (num_entities, num_levels).
+        num_codes: Number of codes per level.
+    """
+    _, inverse, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
+    report = {"collision_rate": (counts[inverse] > 1).float().mean().item()}
+    for level in range(codes.shape[1]):
+        share = codes[:, level].bincount(minlength=num_codes) / len(codes)
+        report[f"perplexity_{level}"] = torch.special.entr(share).sum().exp().item()
     return report

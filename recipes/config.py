@@ -1,0 +1,105 @@
+"""Arguments of the recipes: YAML below the command line, unknown keys are errors."""
+
+from dataclasses import dataclass, field
+
+from trl import ModelConfig, SFTConfig, TrlParser
+
+
+@dataclass
+class TTDSArguments:
+    """What is built: data, embeddings, towers, decoder, index.
+
+    Args:
+        dataset_name: Folder or Hub data set; the generated data set by default.
+        column_map: Column names of the data set to ours.
+        min_interactions: Least interactions of a user and an item; 5 gives a 5-core.
+        tie_break: `published` or `shuffled` order of interactions with the same stamp.
+        cache_dir: Where prepared embeddings are kept.
+        text_encoder: `tokens`, `backbone`, or a Hub id or folder of an encoder.
+        text_embeddings: File of precomputed text embeddings, made by `text_encoder`.
+        text_dim: Width of the text embeddings that `tokens` makes.
+        collaborative_dim: Width of the collaborative embeddings; 0 leaves the modality out.
+        num_levels: Codes per entity.
+        num_codes: Codes per level.
+        code_dim: Width of a codebook vector.
+        tower_epochs: Passes over the items before tuning.
+        vocab_size: Text tokens of the decoder that starts from nothing.
+        hidden_size: Width of that decoder.
+        num_layers: Its layers.
+        num_heads: Its attention heads.
+        dropout: Its dropout.
+        max_history: How many of the newest items a prompt shows.
+        per_position: One row per position of a history instead of one per user.
+        refresh_steps: Steps between refreshes of the index; 0 keeps it as it is (static).
+        freeze_at: Share of the steps after which a dynamic index is frozen.
+        tower_learning_rate: Peak learning rate of the towers while the language model is tuned.
+        tower_weight: Weight of the tower losses while the language model is tuned.
+        lm_gradient: Whether the language model's loss reaches the towers.
+        soft_target_weight: Share of an item's label that is the tower's soft code distribution.
+        alignment_weight: Weight of the token alignment losses.
+        num_beams: Prefixes kept per level at evaluation.
+        eval_users: How many users the validation while tuning looks at.
+        overwrite_output_dir: Replace what an earlier run left in `output_dir`.
+    """
+
+    dataset_name: str | None = None
+    column_map: dict[str, str] | None = None
+    min_interactions: int = 1
+    tie_break: str = "published"
+    cache_dir: str = ".cache"
+    text_encoder: str = "tokens"
+    text_embeddings: str | None = None
+    text_dim: int = 128
+    collaborative_dim: int = 64
+    num_levels: int = 4
+    num_codes: int = 64
+    code_dim: int = 32
+    tower_epochs: int = 60
+    vocab_size: int = 2048
+    hidden_size: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    dropout: float = 0.2
+    max_history: int = 20
+    per_position: bool = False
+    refresh_steps: int = 0
+    freeze_at: float = 0.7
+    tower_learning_rate: float = 1e-4
+    tower_weight: float = 0.0
+    lm_gradient: bool = False
+    soft_target_weight: float = 0.0
+    alignment_weight: float = 0.0
+    num_beams: int = 50
+    eval_users: int = 1000
+    overwrite_output_dir: bool = False
+
+
+@dataclass
+class TTDSTrainingArguments(SFTConfig):
+    """`SFTConfig` with the defaults of the demo."""
+
+    output_dir: str | None = field(default="outputs/demo")
+    num_train_epochs: float = 20
+    per_device_train_batch_size: int = 64
+    per_device_eval_batch_size: int = 64
+    learning_rate: float = 2e-3
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.05
+    weight_decay: float = 0.1
+    bf16: bool | None = False
+    gradient_checkpointing: bool = False
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "eval_NDCG@10"
+    logging_steps: float = 50
+    report_to: None | str | list[str] = "none"
+    ddp_broadcast_buffers: bool | None = False
+    seed: int = 0
+
+
+def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig]:
+    """Read the command line above the YAML file that `--config` names."""
+    parser = TrlParser((TTDSArguments, TTDSTrainingArguments, ModelConfig))
+    return parser.parse_args_and_config()

@@ -1,0 +1,153 @@
+"""TTDSTrainer: TRL's SFTTrainer with the model's own loss, a moving index and ranking metrics."""
+
+from collections.abc import Callable
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from recipes.config import TTDSArguments
+from recipes.data import Split
+from recipes.examples import EpochSampler, NextItemExamples, collate
+from recipes.index import refresh_index
+from recipes.metrics import rank_metrics
+
+USER_CODES_FILE = "user_codes.safetensors"
+
+
+class RefreshIndex(TrainerCallback):
+    """Refreshes the index every so many steps and freezes it at a share of the run.
+
+    Args:
+        trainer: The trainer, for its model and log.
+        refresh_steps: Steps between refreshes.
+        freeze_at: Share of the steps after which the index stays.
+    """
+
+    def __init__(self, trainer: "TTDSTrainer", refresh_steps: int, freeze_at: float):
+        self.trainer, self.refresh_steps, self.freeze_at = trainer, refresh_steps, freeze_at
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
+        freeze_step = int(self.freeze_at * state.max_steps)
+        step = state.global_step
+        if step == freeze_step or (step < freeze_step and step % self.refresh_steps == 0):
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            report = refresh_index(model, freeze=step == freeze_step)
+            self.trainer.log({f"index/{name}": value for name, value in report.items()})
+
+    def on_save(self, args, state, control, **kwargs):  # noqa: D102
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if args.should_save and hasattr(model, "user_codes"):
+            folder = f"{args.output_dir}/checkpoint-{state.global_step}"
+            save_file({"user_codes": model.user_codes}, f"{folder}/{USER_CODES_FILE}")
+
+
+class TTDSTrainer(SFTTrainer):
+    """Tunes a `TTDSForCausalLM` on placeholder ids.
+
+    Args:
+        examples: The training examples.
+        split: Validation users are ranked at every evaluation.
+        options: The recipe's arguments.
+        *args: As of `SFTTrainer`.
+        **kwargs: As of `SFTTrainer`.
+    """
+
+    def __init__(
+        self, *args, examples: NextItemExamples, split: Split, options: TTDSArguments, **kwargs
+    ):
+        self.examples, self.split, self.options = examples, split, options
+        tokenizer = kwargs["processing_class"]
+        training = kwargs["args"]
+        training.remove_unused_columns = False
+        training.dataset_kwargs = {"skip_prepare_dataset": True}
+        kwargs["data_collator"] = lambda examples: collate(examples, tokenizer.pad_token_id)
+        super().__init__(*args, train_dataset=examples.as_dataset(), **kwargs)
+        if options.refresh_steps:
+            self.add_callback(RefreshIndex(self, options.refresh_steps, options.freeze_at))
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        return EpochSampler(self.examples, self._train_batch_size, self.args.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the model's own loss and log its parts."""
+        outputs = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch)
+        loss = outputs.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        metrics = self._metrics["train" if model.training else "eval"]
+        for name, value in outputs.losses.items():
+            metrics[f"loss/{name}"].append(value.item())
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, *args, **kwargs):
+        """Give the towers a learning rate of their own, which cools down until the freeze."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        towers = {
+            id(parameter)
+            for name, parameter in self.model.named_parameters()
+            if "item_tower." in name or "user_tower." in name
+        }
+        for group in list(optimizer.param_groups):
+            moved = [p for p in group["params"] if id(p) in towers]
+            if moved:
+                group["params"] = [p for p in group["params"] if id(p) not in towers]
+                settings = {k: v for k, v in group.items() if k != "params"}
+                settings["lr"] = self.options.tower_learning_rate
+                optimizer.add_param_group(settings | {"params": moved, "towers": True})
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Let the towers' learning rate fall to zero at the freeze."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        freeze_step = max(1, int(self.options.freeze_at * num_training_steps))
+
+        def cooled(rate: Callable[[int], float]) -> Callable[[int], float]:
+            return lambda step: rate(step) * max(0.0, 1 - step / freeze_step)
+
+        groups = scheduler.optimizer.param_groups
+        scheduler.lr_lambdas = [
+            cooled(rate) if group.get("towers") else rate
+            for rate, group in zip(scheduler.lr_lambdas, groups, strict=True)
+        ]
+        return scheduler
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """Add the ranking metrics of validation users to the losses."""
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        options = self.options
+        lists = recommend_to(model, self.split, "validation", options.num_beams, options.eval_users)
+        users = self.split.users("validation")[: options.eval_users]
+        ranking = rank_metrics(lists, self.split.validation_targets[users])
+        chosen = {f"{metric_key_prefix}_{name}": ranking[name] for name in ("HR@10", "NDCG@10")}
+        self.log(chosen)
+        return metrics | chosen
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        unwrapped = self.accelerator.unwrap_model(model or self.model)
+        if self.options.refresh_steps and hasattr(unwrapped, "user_codes"):
+            tensors = load_file(f"{resume_from_checkpoint}/{USER_CODES_FILE}")
+            unwrapped.user_codes.copy_(tensors["user_codes"])
+
+
+@torch.no_grad()
+def recommend_to(
+    model: TTDSForCausalLM, split: Split, which: str, num_beams: int, num_users: int | None = None
+) -> list[list[int]]:
+    """Return the top 20 item rows of the users that have a target.
+
+    Args:
+        model: The model to ask.
+        split: The split.
+        which: `"validation"` or `"test"`.
+        num_beams: Prefixes kept per level.
+        num_users: Ask for the first so many users only.
+    """
+    histories = [split.history(user, which) for user in split.users(which)[:num_users]]
+    top_k = min(20, split.num_items)
+    lists = model.recommend_rows(histories, top_k, num_beams=max(num_beams, top_k))
+    return [[row for row, _ in pairs] for pairs in lists]
