@@ -84,6 +84,23 @@ class NextItemExamples:
         if per_position:
             self.rows = [(u, target) for u in users for target in range(len(split.training[u]))]
 
+    @classmethod
+    def validation(
+        cls, split: Split, states: UserStates, tokenizer: TTDSTokenizer
+    ) -> "NextItemExamples":
+        """Return one example per validation target, for the validation loss.
+
+        Args:
+            split: The split.
+            states: The user states.
+            tokenizer: Builds the prompts.
+        """
+        examples = cls(split, states, tokenizer, per_position=True, seed=0)
+        users = split.users("validation").tolist()
+        examples.rows = [(user, len(split.training[user])) for user in users]
+        examples.histories = [split.history(user, "test") for user in range(len(split.training))]
+        return examples
+
     def as_dataset(self) -> datasets.Dataset:
         """Return a data set that makes its examples when they are asked for."""
 

@@ -1,59 +1,117 @@
-"""Fit the towers, tune the language model, evaluate, save.
+"""Fit the towers, tune the language model, evaluate, save a folder that `AutoModel` loads.
 
 accelerate launch recipes/sft.py
 accelerate launch recipes/sft.py --config recipes/scientific/sft.yaml --dataset_name FOLDER
 """
 
+import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from transformers import set_seed  # noqa: E402
+from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
+from recipes import report, toyshop  # noqa: E402
 from recipes.building import build_model, build_tokenizer  # noqa: E402
 from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments  # noqa: E402
 from recipes.data import read_data, split_data  # noqa: E402
 from recipes.examples import NextItemExamples, UserStates  # noqa: E402
-from recipes.metrics import evaluate_run  # noqa: E402
-from recipes.trainer import TTDSTrainer, recommend_to  # noqa: E402
+from recipes.index import refresh_index  # noqa: E402
+from recipes.trainer import TTDSTrainer  # noqa: E402
+
+
+def check_output(options: TTDSArguments, training: TTDSTrainingArguments) -> None:
+    """Refuse to overwrite an earlier run unless told to, or to resume it.
+
+    Args:
+        options: Says whether to overwrite.
+        training: Says where, and whether to resume.
+    """
+    folder = Path(training.output_dir)
+    if options.overwrite_output_dir:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists() and any(folder.iterdir()) and not training.resume_from_checkpoint:
+        raise SystemExit(
+            f"`output_dir` {folder} is not empty. Pass --overwrite_output_dir to replace it, "
+            "--resume_from_checkpoint true to go on, or another --output_dir."
+        )
 
 
 def main(
     options: TTDSArguments, training: TTDSTrainingArguments, model_config: ModelConfig
 ) -> None:
+    """Run the stages in order.
+
+    Args:
+        options: What is built.
+        training: How it is tuned.
+        model_config: The backbone, if one is given.
+    """
+    check_output(options, training)
     set_seed(training.seed)
-    data = read_data(
-        options.dataset_name,
-        column_map=options.column_map,
-        min_interactions=options.min_interactions,
-        tie_break=options.tie_break,
-        seed=training.seed,
+    shop = toyshop.generate() if options.dataset_name is None else None
+    data = (
+        shop.data
+        if shop
+        else read_data(
+            options.dataset_name,
+            column_map=options.column_map,
+            min_interactions=options.min_interactions,
+            tie_break=options.tie_break,
+            seed=training.seed,
+        )
     )
     split = split_data(data)
-    tokenizer = build_tokenizer(split, options, model_config.model_name_or_path)
+
+    backbone = model_config.model_name_or_path
+    tokenizer = build_tokenizer(split, options, backbone)
     states = UserStates(split, options.max_history)
-    model, towers = build_model(
-        split, states, tokenizer, options, model_config.model_name_or_path, training.seed
-    )
-    print(towers)
-    if not options.tower_weight and not options.lm_gradient:
+    model, tower_report = build_model(split, states, tokenizer, options, backbone, training.seed)
+    if options.refresh_steps == 0:
         model.item_tower.requires_grad_(False)
         model.user_tower.requires_grad_(False)
-    examples = NextItemExamples(split, states, tokenizer, options.per_position, training.seed)
+
     trainer = TTDSTrainer(
         model=model,
         args=training,
-        examples=examples,
-        eval_dataset=examples.as_dataset(),
+        examples=NextItemExamples(split, states, tokenizer, options.per_position, training.seed),
+        eval_dataset=NextItemExamples.validation(split, states, tokenizer).as_dataset(),
         processing_class=tokenizer,
         split=split,
         options=options,
     )
-    trainer.train()
-    metrics = evaluate_run(split, "test", recommend_to(model, split, "test", options.num_beams))
-    print(metrics)
+    resume = training.resume_from_checkpoint
+    if resume in ("true", "True"):
+        resume = get_last_checkpoint(training.output_dir)
+    trainer.train(resume_from_checkpoint=resume)
+
+    refresh_index(model, freeze=True)
+    model.share_index()
+    model.save_pretrained(training.output_dir)
+    tokenizer.save_pretrained(training.output_dir)
+    metrics, lists = report.evaluate_model(model, split, "test", options.num_beams)
+    report.write_run(Path(training.output_dir, "run.jsonl"), split, "test", lists)
+    rows = {"TTDS": metrics} | report.baseline_rows(split, "test", shop)
+    report.write_json(
+        Path(training.output_dir, "metrics.json"),
+        {
+            "dataset": options.dataset_name or "toyshop",
+            "data_sha256": data.sha256,
+            "seed": training.seed,
+            "towers": tower_report,
+            "test": rows,
+        },
+    )
+    print(report.examples(model, split))
+    print(f"\n{report.table(rows)}\n")
+    print(f"The model is in {training.output_dir}. Load it anywhere:\n")
+    print("    from transformers import AutoModel")
+    print(f'    model = AutoModel.from_pretrained("{training.output_dir}", trust_remote_code=True)')
+    print(f'    model.recommend([["{data.catalogue.item_ids[0]}"]], top_k=5)')
+    trainer.end()
 
 
 if __name__ == "__main__":
