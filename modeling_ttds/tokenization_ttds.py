@@ -133,6 +133,15 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
                 ids += self(part, add_special_tokens=False).input_ids
         return ids
 
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the ids of our own wording, with its placeholder tokens left in.
+
+        Args:
+            prompt: Wording with `<user>` and `<item>`.
+        """
+        bos = [] if self.bos_token_id is None else [self.bos_token_id]
+        return bos + self(prompt, add_special_tokens=False).input_ids
+
     # Items by name
 
     @property

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig
 
 from modeling_ttds.configuration_ttds import TTDSConfig
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
@@ -42,7 +42,7 @@ def build_model(
     model_name_or_path: str | None,
     seed: int,
 ) -> tuple[TTDSForCausalLM, dict[str, dict[str, float]]]:
-    """Return a model with fitted towers and a frozen index, and the report of both towers.
+    """Return a model with embeddings, fitted towers and an index, and the report of both towers.
 
     Args:
         split: Gives catalogue and training histories.
@@ -53,29 +53,90 @@ def build_model(
         seed: Seed of every initialisation and fit.
     """
     torch.manual_seed(seed)
+    text = None
+    if options.text_embeddings is not None:
+        text = embeddings.read_text_embeddings(options.text_embeddings, split.num_items)
+    model = build_decoder(split, tokenizer, options, model_name_or_path, text)
+    model.catalogue = split.data.catalogue.entries()
+    model.tokenizer = tokenizer
+    if text is None:
+        text = _text_embeddings(model, split, options, model_name_or_path, seed)
+    model.item_text.copy_(text)
+    model.item_collaborative.copy_(_collaborative_embeddings(split, options, seed))
+    model.attach_users(states.histories())
+
+    report = {
+        "item": fit_tower(
+            model.item_tower,
+            model.item_text,
+            model.item_collaborative,
+            num_epochs=options.tower_epochs,
+            seed=seed,
+            description="item tower",
+        )
+    }
+    users = model.user_embeddings(model.user_histories[states.latest()])
+    report["user"] = fit_tower(
+        model.user_tower,
+        *users,
+        num_epochs=max(1, options.tower_epochs // 2),
+        seed=seed,
+        description="user tower",
+    )
+    refresh_index(model, freeze=options.refresh_steps == 0)
+    init_code_projections(model)
+    return model, report
+
+
+def build_decoder(
+    split: Split,
+    tokenizer: TTDSTokenizer,
+    options: TTDSArguments,
+    model_name_or_path: str | None,
+    text: Tensor | None,
+) -> TTDSForCausalLM:
+    """Return a model whose trunk is a pretrained backbone or a compact decoder.
+
+    Args:
+        split: Gives the number of items.
+        tokenizer: As of `build_tokenizer`.
+        options: The recipe's arguments.
+        model_name_or_path: The backbone, or None for a decoder that starts from nothing.
+        text: Precomputed text embeddings, if there are any.
+    """
     backbone = None
+    backbone_config = _compact_config(tokenizer, options)
     if model_name_or_path is not None:
         backbone = AutoModelForCausalLM.from_pretrained(model_name_or_path, dtype=torch.float32)
-    text, table = _text_embeddings(split, tokenizer, options, backbone, seed)
-    collaborative = _collaborative_embeddings(split, options, seed)
+        if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
+            backbone.resize_token_embeddings(
+                len(tokenizer), pad_to_multiple_of=64, mean_resizing=False
+            )
+        backbone_config = backbone.config
+    if text is not None:
+        text_dim = text.shape[1]
+    elif options.text_encoder == "tokens":
+        text_dim = options.text_dim
+    elif options.text_encoder == "backbone":
+        text_dim = backbone_config.hidden_size
+    else:
+        text_dim = AutoConfig.from_pretrained(options.text_encoder).hidden_size
     tower = {
-        "text_dim": text.shape[1],
-        "collaborative_dim": collaborative.shape[1],
+        "text_dim": text_dim,
+        "collaborative_dim": max(1, options.collaborative_dim),
         "num_levels": options.num_levels,
         "num_codes": options.num_codes,
         "code_dim": options.code_dim,
     }
     config = TTDSConfig(
-        backbone_config=_decoder_config(tokenizer, options)
-        if backbone is None
-        else backbone.config,
+        backbone_config=backbone_config,
         item_tower=tower,
         user_tower=tower,
         num_items=split.num_items,
         code_token_start=tokenizer.code_token_start,
         item_placeholder_id=tokenizer.convert_tokens_to_ids("<item>"),
         user_placeholder_id=tokenizer.convert_tokens_to_ids("<user>"),
-        prompt_ids=prompt_ids(tokenizer, NEXT_ITEM),
+        prompt_ids=tokenizer.prompt_ids(NEXT_ITEM),
         max_history=options.max_history,
         text_encoder=options.text_encoder,
         tower_weight=options.tower_weight,
@@ -86,44 +147,20 @@ def build_model(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    if backbone is not None:
-        rows = -(-max(len(tokenizer), config.backbone_config.vocab_size) // 64) * 64
-        backbone.resize_token_embeddings(rows, mean_resizing=False)
     model = TTDSForCausalLM(config)
     if backbone is not None:
-        model.model = backbone.base_model
-        model.lm_head = backbone.get_output_embeddings()
-    if table is not None:
-        model.token_table = table
-    model.tokenizer = tokenizer
-    model.item_text.copy_(text)
-    model.item_collaborative.copy_(collaborative)
-    model.catalogue = split.data.catalogue.entries()
-    model.attach_users(states.histories())
-
-    report = {}
-    epochs = options.tower_epochs
-    report["item"] = fit_tower(
-        model.item_tower, text, collaborative, num_epochs=epochs, seed=seed, description="items"
-    )
-    users = model.user_embeddings(model.user_histories[states.latest()])
-    report["user"] = fit_tower(
-        model.user_tower, *users, num_epochs=epochs // 2, seed=seed, description="users"
-    )
-    refresh_index(model, freeze=options.refresh_steps == 0)
-    init_code_projections(model)
-    return model, report
-
-
-def prompt_ids(tokenizer: TTDSTokenizer, prompt: str) -> list[int]:
-    """Return a prompt's ids with its placeholder tokens left in."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return bos + tokenizer(prompt, add_special_tokens=False).input_ids
+        model.model.load_state_dict(backbone.base_model.state_dict())
+        model.lm_head.load_state_dict(backbone.get_output_embeddings().state_dict())
+    return model
 
 
 @torch.no_grad()
 def init_code_projections(model: TTDSForCausalLM) -> None:
-    """Scale the projections so that the code tokens of every level start alike in size."""
+    """Scale the projections so that the code tokens of every level start alike in size.
+
+    Args:
+        model: The model; its codebooks are set.
+    """
     std = model.get_input_embeddings().weight.std()
     for kind, tower in enumerate((model.item_tower, model.user_tower)):
         for level, codebook in enumerate(tower.codebooks):
@@ -131,7 +168,7 @@ def init_code_projections(model: TTDSForCausalLM) -> None:
             nn.init.normal_(model.code_projections[kind, level], std=scale.item())
 
 
-def _decoder_config(tokenizer: TTDSTokenizer, options: TTDSArguments) -> GPTNeoXConfig:
+def _compact_config(tokenizer: TTDSTokenizer, options: TTDSArguments) -> GPTNeoXConfig:
     return GPTNeoXConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=options.hidden_size,
@@ -149,20 +186,50 @@ def _decoder_config(tokenizer: TTDSTokenizer, options: TTDSArguments) -> GPTNeoX
     )
 
 
-def _text_embeddings(split, tokenizer, options, backbone, seed):
+def _text_embeddings(
+    model: TTDSForCausalLM,
+    split: Split,
+    options: TTDSArguments,
+    model_name_or_path: str | None,
+    seed: int,
+) -> Tensor:
     texts = split.data.catalogue.texts()
-    if options.text_embeddings is not None:
-        return embeddings.read_text_embeddings(options.text_embeddings, len(texts)), None
-    if options.text_encoder == "tokens":
-        table = embeddings.fit_token_table(texts, tokenizer, options.text_dim, seed)
-        return table.encode([tokenizer.encode_text(text) for text in texts]), table
     folder = Path(options.cache_dir)
-    return embeddings.encoded_texts(texts, options.text_encoder, tokenizer, backbone, folder), None
+    key = {"texts": embeddings.hashed(*texts), "seed": seed}
+    if options.text_encoder == "tokens":
+        tokenizer = model.tokenizer
+        key["tokenizer"] = embeddings.hashed(tokenizer.backend_tokenizer.to_str())
+        key["text_dim"] = options.text_dim
+        table = embeddings.cached(
+            folder,
+            "token_table",
+            key,
+            lambda: embeddings.fit_token_table(texts, tokenizer, options.text_dim, seed),
+        )
+        model.token_table.table.copy_(table)
+        return model.embed_texts(texts)
+    source = options.text_encoder
+    if source == "backbone":
+        source = model_name_or_path or f"compact {options.hidden_size} {options.num_layers}"
+    key["encoder"] = embeddings.encoder_version(source)
+    text = embeddings.cached(folder, "text", key, lambda: model.embed_texts(texts))
+    return embeddings.check_embeddings(text, split.num_items, f"`text_encoder` {source}")
 
 
-def _collaborative_embeddings(split, options, seed):
+def _collaborative_embeddings(split: Split, options: TTDSArguments, seed: int) -> Tensor:
     if options.collaborative_dim == 0:
         return torch.zeros(split.num_items, 1)
-    return embeddings.collaborative_embeddings(
-        split.training, split.num_items, options.collaborative_dim, seed
+    key = {
+        "training": embeddings.hashed(*(history.tobytes() for history in split.training)),
+        "num_items": split.num_items,
+        "dim": options.collaborative_dim,
+        "seed": seed,
+    }
+    return embeddings.cached(
+        Path(options.cache_dir),
+        "collaborative",
+        key,
+        lambda: embeddings.collaborative_embeddings(
+            split.training, split.num_items, options.collaborative_dim, seed
+        ),
     )

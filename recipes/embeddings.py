@@ -16,8 +16,8 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from transformers import AutoConfig
 
-from modeling_ttds.text_ttds import TTDSTokenTable
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
 
 WINDOW = 5
@@ -29,12 +29,14 @@ def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tens
     Args:
         folder: The cache; None computes every time.
         name: What the tensor is, the first part of its file name.
-        key: All that the tensor depends on; its hash is the second part.
+        key: All that the tensor depends on; its hash with the libraries' versions is the second
+            part.
         compute: Makes the tensor.
     """
     if folder is None:
         return compute()
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    key = key | {"torch": torch.__version__, "scikit-learn": sklearn.__version__}
+    digest = hashed(json.dumps(key, sort_keys=True))[:16]
     file = folder / f"{name}-{digest}.safetensors"
     if file.exists():
         try:
@@ -49,10 +51,20 @@ def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tens
     return tensor
 
 
+def hashed(*parts: str | bytes) -> str:
+    """Return one hash of strings and bytes, for the key of `cached`."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
+    return digest.hexdigest()
+
+
 def fit_token_table(
     texts: Sequence[str], tokenizer: TTDSTokenizer, text_dim: int, seed: int
-) -> TTDSTokenTable:
+) -> Tensor:
     """Fit TF-IDF and a truncated SVD over plain-text tokens; fold both into one table.
+
+    The result, (num_tokens, text_dim), is what `TTDSTokenTable` looks up.
 
     Args:
         texts: The catalogue.
@@ -69,10 +81,10 @@ def fit_token_table(
     matrix = weighting.fit_transform(counts.tocsr())
     rank = min(text_dim, min(matrix.shape) - 1)
     _, _, components = randomized_svd(matrix, rank, random_state=seed)  # (rank, num_tokens)
-    table = TTDSTokenTable(num_tokens, text_dim)
+    table = torch.zeros(num_tokens, text_dim)
     # A token that no text holds says nothing.
     weights = weighting.idf_ * (np.asarray(counts.sum(0)).ravel() > 0)
-    table.table[:, :rank] = torch.from_numpy((components * weights).T.copy())
+    table[:, :rank] = torch.from_numpy((components * weights).T.copy())
     return table
 
 
@@ -118,6 +130,20 @@ def check_embeddings(embeddings: Tensor, num_items: int, source: str) -> Tensor:
     return F.normalize(embeddings, dim=-1)
 
 
+def encoder_version(name: str) -> str:
+    """Return what changes when an encoder does: a hash of its weights, or its Hub commit.
+
+    Args:
+        name: Folder or Hub id.
+    """
+    if Path(name).is_dir():
+        files = sorted(Path(name).glob("*.safetensors")) or sorted(Path(name).glob("*.bin"))
+        return hashed(*(file.read_bytes() for file in files))
+    if name.startswith("compact "):
+        return name
+    return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
+
+
 def collaborative_embeddings(
     histories: Sequence[np.ndarray], num_items: int, dim: int, seed: int
 ) -> Tensor:
@@ -149,8 +175,3 @@ def collaborative_embeddings(
     embeddings[:, :rank] = torch.from_numpy(vectors * np.sqrt(values))
     embeddings[torch.from_numpy(total == 0)] = 0
     return F.normalize(embeddings, dim=-1)
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions that a cached embedding depends on."""
-    return {"torch": torch.__version__, "scikit-learn": sklearn.__version__}

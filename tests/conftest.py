@@ -1,0 +1,70 @@
+"""A small shop and a small model, built once by the recipe's own code."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.building import build_model, build_tokenizer
+from recipes.config import TTDSArguments
+from recipes.data import split_data
+from recipes.examples import UserStates
+from recipes.toyshop import generate
+
+torch.set_num_threads(1)
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def small_options(cache_dir, **changes) -> TTDSArguments:
+    settings = dict(
+        cache_dir=str(cache_dir), text_dim=24, collaborative_dim=16, num_levels=3, num_codes=8,
+        code_dim=8, tower_epochs=8, vocab_size=400, hidden_size=32, num_layers=1, num_heads=2,
+        max_history=6, num_beams=20,
+    )  # fmt: skip
+    return TTDSArguments(**(settings | changes))
+
+
+@pytest.fixture(scope="session")
+def shop():
+    return generate(seed=1, num_users=150, num_items=72)
+
+
+@pytest.fixture(scope="session")
+def split(shop):
+    return split_data(shop.data)
+
+
+@pytest.fixture(scope="session")
+def options(tmp_path_factory):
+    return small_options(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(split, options):
+    return build_tokenizer(split, options, None)
+
+
+@pytest.fixture(scope="session")
+def states(split, options):
+    return UserStates(split, options.max_history)
+
+
+@pytest.fixture(scope="session")
+def built(split, states, tokenizer, options):
+    """The model that a session shares; tests that change it take `model`."""
+    model, _ = build_model(split, states, tokenizer, options, None, seed=0)
+    model.share_index()
+    return model.eval()
+
+
+@pytest.fixture
+def model(built, tmp_path):
+    """A model of its own, as loaded from a folder."""
+    built.save_pretrained(tmp_path / "model")
+    built.tokenizer.save_pretrained(tmp_path / "model")
+    return type(built).from_pretrained(tmp_path / "model").eval()

@@ -1,0 +1,63 @@
+"""A saved folder works in a process that has only torch, transformers and safetensors."""
+
+import json
+import subprocess
+import sys
+
+import torch
+
+SCRIPT = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("modeling_ttds") is None, "our package must not be importable"
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+folder, history = sys.argv[1], json.loads(sys.argv[2])
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+other = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+ids = torch.tensor([tokenizer.encode_items(history)])
+lists = model.recommend([history], top_k=5)[0]
+assert lists == other.recommend([history], top_k=5)[0]
+model.add_items([{"item_id": "new", "title": "A walnut kettle"}])
+model.save_pretrained(folder + "-again"); tokenizer.save_pretrained(folder + "-again")
+again = AutoModel.from_pretrained(folder + "-again", trust_remote_code=True).eval()
+assert again.item_codes.equal(model.item_codes) and again.catalogue == model.catalogue
+print(json.dumps({
+    "codes": model.item_codes[:-1].tolist(),
+    "logits": model(input_ids=ids).logits[0, -1].tolist(),
+    "items": [r.item_id for r in lists],
+    "scores": [r.score for r in lists],
+    "prompt": config.prompt_ids,
+    "text": tokenizer("Hello world, it's 12\\n").input_ids,
+}))
+"""
+
+
+def test_folder_gives_the_same_codes_logits_and_lists_without_this_repo(built, tmp_path):
+    folder = tmp_path / "model"
+    built.save_pretrained(folder)
+    built.tokenizer.save_pretrained(folder)
+    history = [entry["item_id"] for entry in built.catalogue[3:7]]
+    command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(history)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    expected = built.recommend([history], top_k=5)[0]
+    assert found["codes"] == built.item_codes.tolist()
+    assert found["items"] == [r.item_id for r in expected]
+    torch.testing.assert_close(found["scores"], [r.score for r in expected])
+    ids = torch.tensor([built.tokenizer.encode_items(history)])
+    logits = built(input_ids=ids).logits[0, -1]
+    torch.testing.assert_close(torch.tensor(found["logits"]), logits.detach())
+    assert found["prompt"] == built.config.prompt_ids
+    assert found["text"] == built.tokenizer("Hello world, it's 12\n").input_ids
+
+
+def test_folder_holds_no_pickle_and_no_user(built, shop, tmp_path):
+    built.save_pretrained(tmp_path)
+    built.tokenizer.save_pretrained(tmp_path)
+    names = {file.suffix for file in tmp_path.iterdir()}
+    assert names <= {".safetensors", ".json", ".jsonl", ".py"}
+    everything = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert not [user for user in shop.data.user_ids if user.encode() in everything]
