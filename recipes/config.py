@@ -50,7 +50,7 @@ class TTDSArguments:
     text_encoder: str = "tokens"
     text_embeddings: str | None = None
     text_dim: int = 128
-    collaborative_dim: int = 64
+    collaborative_dim: int = 128
     num_levels: int = 4
     num_codes: int = 64
     code_dim: int = 32

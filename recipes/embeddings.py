@@ -12,6 +12,7 @@ import sklearn
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from scipy.sparse.linalg import eigsh
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
@@ -80,7 +81,7 @@ def fit_token_table(
     weighting = TfidfTransformer(sublinear_tf=True)
     matrix = weighting.fit_transform(counts.tocsr())
     rank = min(text_dim, min(matrix.shape) - 1)
-    _, _, components = randomized_svd(matrix, rank, random_state=seed)  # (rank, num_tokens)
+    _, _, components = randomized_svd(matrix, rank, n_iter=20, random_state=seed)
     table = torch.zeros(num_tokens, text_dim)
     # A token that no text holds says nothing.
     weights = weighting.idf_ * (np.asarray(counts.sum(0)).ravel() > 0)
@@ -150,14 +151,14 @@ def collaborative_embeddings(
     """Embed items by the company they keep in training histories, (num_items, dim).
 
     Counts items within five steps of one another, weighted 0.7 per further step, divides by the
-    roots of both items' sums and keeps the largest singular vectors, scaled by the root of their
-    singular values. An item that nobody touched gets a zero row.
+    roots of both items' sums and keeps the eigenvectors of the largest positive eigenvalues, scaled
+    by their roots. An item that nobody touched gets a zero row.
 
     Args:
         histories: Item rows in order, per user.
         num_items: Size of the catalogue.
         dim: Width of the embeddings.
-        seed: Seed of the SVD.
+        seed: Seed of the solver's start.
     """
     matrix = sp.csr_matrix((num_items, num_items))
     for lag in range(1, WINDOW + 1):
@@ -170,8 +171,9 @@ def collaborative_embeddings(
     total = np.asarray(matrix.sum(1)).ravel()
     scale = sp.diags(np.where(total > 0, 1 / np.sqrt(np.maximum(total, 1e-12)), 0))
     rank = min(dim, num_items - 1)
-    vectors, values, _ = randomized_svd(scale @ matrix @ scale, rank, random_state=seed)
+    start = np.random.default_rng(seed).normal(size=num_items)
+    values, vectors = eigsh(scale @ matrix @ scale, rank, which="LA", v0=start)
     embeddings = torch.zeros(num_items, dim)
-    embeddings[:, :rank] = torch.from_numpy(vectors * np.sqrt(values))
+    embeddings[:, :rank] = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0)))
     embeddings[torch.from_numpy(total == 0)] = 0
     return F.normalize(embeddings, dim=-1)
