@@ -47,7 +47,7 @@ class TTDSTowerConfig(PreTrainedConfig):
         fine_weight: Weight of the per-level divergence between the two views' codes.
         contrastive_temperature: Temperature of the coarse contrast (cosine similarities).
         code_temperature: Temperature of a level's code distribution, in units of the mean
-            squared distance to the codebook.
+            squared distance between the level's codebook vectors.
     """
 
     model_type = "ttds_tower"

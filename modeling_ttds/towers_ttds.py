@@ -151,17 +151,16 @@ class TTDSTower(nn.Module):
     def code_log_probs(self, residuals: Tensor) -> Tensor:
         """Return the soft code distribution of every level, (batch, num_levels, num_codes).
 
-        A softmax over negative squared distances to the codebook, in units of their mean, so that
-        one temperature serves levels of every scale.
+        A softmax over negative squared distances to the codebook, in units of the codebook's own
+        mean squared distance, so that one temperature serves levels of every scale.
 
         Args:
             residuals: What each level has to quantise, (batch, num_levels, code_dim).
         """
         squares = torch.cdist(residuals.transpose(0, 1), self.codebooks).square()
-        unit = squares.detach().mean((1, 2), keepdim=True).clamp_min(1e-12)
-        return torch.log_softmax(-squares / (unit * self.config.code_temperature), -1).transpose(
-            0, 1
-        )
+        unit = 2 * self.codebooks.detach().var(1, unbiased=False).sum(-1)[:, None, None]
+        scale = self.config.code_temperature * unit.clamp_min(1e-12)
+        return torch.log_softmax(-squares / scale, -1).transpose(0, 1)
 
     def codes(self, text: Tensor, collaborative: Tensor) -> Tensor:
         """Return today's codes of entities, (batch, num_levels)."""
