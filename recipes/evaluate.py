@@ -1,0 +1,48 @@
+"""Evaluate a saved model on a data set: metrics.json and run.jsonl beside the model.
+
+python recipes/evaluate.py --model outputs/demo
+python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --output FOLDER
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from modeling_ttds import TTDSForCausalLM  # noqa: E402
+from recipes import report, toyshop  # noqa: E402
+from recipes.data import read_data, split_data  # noqa: E402
+
+
+def main() -> None:
+    """Rank the catalogue for every user of the split and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--dataset_name", help="folder or Hub id; the generated data by default")
+    parser.add_argument("--tie_break", default="published", choices=("published", "shuffled"))
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--num_beams", type=int, default=50)
+    parser.add_argument("--output", help="folder to write to; the model's by default")
+    arguments = parser.parse_args()
+    output = Path(arguments.output or arguments.model)
+    if not output.is_dir():
+        raise SystemExit(f"`--output` {output} is no folder; name one that exists.")
+
+    shop = toyshop.generate() if arguments.dataset_name is None else None
+    data = shop.data if shop else read_data(arguments.dataset_name, tie_break=arguments.tie_break)
+    split = split_data(data)
+    model = TTDSForCausalLM.from_pretrained(arguments.model).eval()
+    names = [entry["item_id"] for entry in model.catalogue]
+    if names[: split.num_items] != data.catalogue.item_ids:
+        raise SystemExit(f"{arguments.model} was built on another catalogue than the data set's.")
+    metrics, lists = report.evaluate_model(model, split, arguments.split, arguments.num_beams)
+    rows = {"TTDS": metrics} | report.baseline_rows(split, arguments.split, shop)
+    report.write_run(output / "run.jsonl", split, arguments.split, lists)
+    content = {"dataset": arguments.dataset_name or "toyshop", "data_sha256": data.sha256}
+    report.write_json(output / "metrics.json", content | {arguments.split: rows})
+    print(report.table(rows))
+
+
+if __name__ == "__main__":
+    main()
