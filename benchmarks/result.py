@@ -1,0 +1,51 @@
+"""One JSON per measured result, with all that is needed to make it again."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> str:
+    """Return the processor, the cores in use and the GPU if there is one."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(": ")[1] if lines else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} threads{gpu}"
+
+
+def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
+    """Write `benchmarks/results/NAME.json` by way of a scratch file.
+
+    Args:
+        name: Name of the result.
+        seed: Its seed.
+        seconds: Wall time it took.
+        content: What was measured.
+    """
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit,
+        "seed": seed,
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "seconds": round(seconds, 1),
+        "peak_memory_mb": round(peak),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    scratch = RESULTS / f"{name}.tmp"
+    scratch.write_text(json.dumps(result | content, indent=2) + "\n")
+    scratch.replace(RESULTS / f"{name}.json")

@@ -1,0 +1,216 @@
+"""Memory: what followed what in training histories; gate: memory and language model joined."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+STATISTICS = ("transition", "follow", "company")
+FEATURES = (
+    "counts", "log_counts", "text", "log_text", "log_follow", "log_company", "last_text",
+    "nearest_text", "collaborative", "last_collaborative", "log_popularity", "brand", "category",
+    "log_length", "log_last_total", "log_blend", "lm", "lm_gap",
+)  # fmt: skip
+MODEL_FEATURES = ("lm", "lm_gap")
+TEXT_TEMPERATURE = 0.07
+BLEND = 0.3
+FLOOR = 1e-4
+
+
+class TTDSMemory(nn.Module):
+    """Item-to-item statistics of training interactions as a sparse matrix in buffers.
+
+    Per pair of items it keeps a weighted transition count over lags, the count of the second
+    following the first at once, each divided by the root of the first item's sum, and the cosine of
+    the two items' users.
+
+    Args:
+        num_items: Number of items.
+        num_pairs: Number of pairs kept.
+    """
+
+    def __init__(self, num_items: int, num_pairs: int):
+        super().__init__()
+        self.register_buffer("starts", torch.zeros(num_items + 1, dtype=torch.long))
+        self.register_buffer("others", torch.zeros(num_pairs, dtype=torch.long))
+        self.register_buffer("values", torch.zeros(num_pairs, len(STATISTICS)))
+        self.register_buffer("popularity", torch.zeros(num_items))
+
+    def scores(self, histories: Tensor, decays: tuple[float, ...]) -> Tensor:
+        """Sum each statistic over a history's items, (batch, num_items, num_statistics).
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (batch, max_history).
+            decays: Per statistic, the weight of an item per step into the past.
+        """
+        batch, num_items = len(histories), len(self.popularity)
+        real = histories >= 0
+        steps_back = real.flip(1).cumsum(1).flip(1) - 1
+        user, place = real.nonzero(as_tuple=True)
+        items = histories[user, place]
+        count = self.starts[items + 1] - self.starts[items]
+        entry = torch.repeat_interleave(torch.arange(len(items), device=items.device), count)
+        offset = torch.arange(len(entry), device=items.device)
+        offset = offset - (count.cumsum(0) - count)[entry]
+        pair = self.starts[items][entry] + offset  # (entries,)
+        weights = torch.tensor(decays, device=items.device).pow(
+            steps_back[user, place][entry][:, None]
+        )
+        flat = self.values.new_zeros(batch * num_items, len(STATISTICS))
+        flat.index_add_(0, user[entry] * num_items + self.others[pair], self.values[pair] * weights)
+        return flat.view(batch, num_items, -1)
+
+    def totals(self, items: Tensor) -> Tensor:
+        """Return the summed transition weight out of each item, shaped as `items`."""
+        running = F.pad(self.values[:, 0].cumsum(0), (1, 0))
+        return running[self.starts[items + 1]] - running[self.starts[items]]
+
+    def extend(self, num_new: int) -> None:
+        """Add items that nothing is known of.
+
+        Args:
+            num_new: How many.
+        """
+        self.starts = torch.cat([self.starts, self.starts[-1:].expand(num_new)])
+        self.popularity = F.pad(self.popularity, (0, num_new))
+
+    def keep(self, items: Tensor) -> None:
+        """Forget all items but those marked.
+
+        Args:
+            items: Mask of the items that stay, (num_items,).
+        """
+        counts = self.starts.diff()
+        first = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+        stays = items[first] & items[self.others]
+        row = items.long().cumsum(0) - 1
+        counts = torch.bincount(row[first[stays]], minlength=int(items.sum()))
+        self.starts = F.pad(counts.cumsum(0), (1, 0))
+        self.others, self.values = row[self.others[stays]], self.values[stays]
+        self.popularity = self.popularity[items]
+
+
+class TTDSGate(nn.Module):
+    """Scores candidates from features that memory, embeddings and the language model give.
+
+    Args:
+        num_features: Number of features.
+        hidden_dim: Width of both hidden layers.
+        dropout: Dropout after each.
+    """
+
+    def __init__(self, num_features: int, hidden_dim: int = 32, dropout: float = 0.1):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("std", torch.ones(num_features))
+        self.layers = nn.Sequential(
+            nn.Linear(num_features, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return a score per candidate, (batch, num_candidates).
+
+        Args:
+            features: (batch, num_candidates, num_features).
+        """
+        return self.layers((features - self.mean) / self.std).squeeze(-1)
+
+
+class TTDSRecall:
+    """What memory and embeddings say of every item after a batch of histories.
+
+    Args:
+        memory: The memory.
+        item_text: Text embeddings of the items, (num_items, text_dim).
+        item_collaborative: Collaborative embeddings, (num_items, collaborative_dim).
+        labels: Brand and category of every item as numbers, -1 for none, (num_items, 2).
+        histories: Item rows, newest last, padded with -1, (batch, max_history).
+    """
+
+    def __init__(
+        self,
+        memory: TTDSMemory,
+        item_text: Tensor,
+        item_collaborative: Tensor,
+        labels: Tensor,
+        histories: Tensor,
+    ):
+        self.memory, self.labels, self.histories = memory, labels, histories
+        self.item_text, self.item_collaborative = item_text, item_collaborative
+        statistics = memory.scores(histories, decays=(0.5, 0.0, 0.8))
+        self.last = histories[:, -1]  # (batch,)
+        popularity = memory.popularity / memory.popularity.max().clamp_min(1)
+        counts = statistics[..., 0] + 1e-6 * popularity
+        self.counts = counts / counts.sum(1, keepdim=True).clamp_min(1e-12)
+        self.follow, self.company = statistics[..., 1], statistics[..., 2]
+        self.text_similarity = _profile(item_text, histories, 0.6) @ item_text.T
+        self.text = torch.softmax(self.text_similarity / TEXT_TEMPERATURE, dim=1)
+        self.collaborative = _profile(item_collaborative, histories, 0.6) @ item_collaborative.T
+        self.blend = self.counts + BLEND * self.text  # (batch, num_items)
+
+    def candidates(self, number: int, excluded: Tensor) -> Tensor:
+        """Return the items best by the blend of counts and text, (batch, number).
+
+        Args:
+            number: How many per user.
+            excluded: Mask of items that may not appear, (batch, num_items).
+        """
+        scores = self.blend.masked_fill(excluded, -1)
+        return scores.topk(min(number, scores.shape[1]), dim=1).indices
+
+    def features(self, items: Tensor, log_probs: Tensor | None) -> Tensor:
+        """Return the features of candidates, (batch, num_candidates, num_features).
+
+        Args:
+            items: Item rows, (batch, num_candidates).
+            log_probs: The language model's log-probability of each, or None to leave its features
+                out (zero).
+        """
+        histories, last = self.histories, self.last.clamp_min(0)
+        some = (self.last >= 0)[:, None]
+        shown = histories[:, -10:]
+        text, collaborative = self.item_text[items], self.item_collaborative[items]
+        recent = torch.einsum("bcd,bhd->bch", text, self.item_text[shown.clamp_min(0)])
+        recent = recent.masked_fill((shown < 0)[:, None], -1).amax(-1)
+        length = (histories >= 0).sum(1, keepdim=True).float()
+        same = (self.labels[items] == self.labels[last][:, None]) & (self.labels[items] >= 0)
+        zero = torch.zeros(items.shape, device=items.device)
+        lm = zero if log_probs is None else log_probs
+        columns = {
+            "counts": self.counts.gather(1, items),
+            "text": self.text.gather(1, items),
+            "last_text": torch.einsum("bcd,bd->bc", text, self.item_text[last]) * some,
+            "nearest_text": recent,
+            "collaborative": self.collaborative.gather(1, items),
+            "last_collaborative": torch.einsum(
+                "bcd,bd->bc", collaborative, self.item_collaborative[last]
+            )
+            * some,
+            "log_popularity": self.memory.popularity[items].log1p(),
+            "brand": (same[..., 0] & some).float(),
+            "category": (same[..., 1] & some).float(),
+            "log_length": length.log1p().expand_as(zero),
+            "log_last_total": (self.memory.totals(last)[:, None] * some).log1p().expand_as(zero),
+            "lm": lm,
+            "lm_gap": lm - lm.amax(1, keepdim=True),
+        }
+        columns["log_counts"] = (columns["counts"] + FLOOR).log()
+        columns["log_text"] = (columns["text"] + FLOOR).log()
+        columns["log_follow"] = (self.follow.gather(1, items) + FLOOR).log()
+        columns["log_company"] = (self.company.gather(1, items) + FLOOR).log()
+        columns["log_blend"] = (columns["counts"] + BLEND * columns["text"] + FLOOR).log()
+        return torch.stack([columns[name] for name in FEATURES], dim=-1)
+
+
+def _profile(table: Tensor, histories: Tensor, decay: float) -> Tensor:
+    """Return the unit recency-weighted mean of the history's embeddings, (batch, dim)."""
+    real = histories >= 0
+    steps_back = real.flip(1).cumsum(1).flip(1) - 1
+    weights = decay**steps_back * real
+    mean = torch.einsum("bh,bhd->bd", weights.to(table.dtype), table[histories.clamp_min(0)])
+    return F.normalize(mean, dim=-1)
