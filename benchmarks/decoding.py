@@ -90,7 +90,7 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main() -> None:
     """Measure and write the result."""
     begun = time.perf_counter()

@@ -104,6 +104,8 @@ class TTDSConfig(PreTrainedConfig):
         lm_gradient: Whether the language model's loss reaches towers and codebooks.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
         alignment_weight: Weight of the token alignment losses.
+        has_gate: Whether the model carries a memory and a gate.
+        memory_pairs: Number of item pairs in the memory.
         tie_word_embeddings: Taken from the backbone; a value given here is ignored.
     """
 
@@ -129,6 +131,8 @@ class TTDSConfig(PreTrainedConfig):
     lm_gradient: bool = False
     soft_target_weight: float = 0.0
     alignment_weight: float = 0.0
+    has_gate: bool = False
+    memory_pairs: int = 0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

@@ -130,6 +130,8 @@ class TTDSRecall:
         item_collaborative: Collaborative embeddings, (num_items, collaborative_dim).
         labels: Brand and category of every item as numbers, -1 for none, (num_items, 2).
         histories: Item rows, newest last, padded with -1, (batch, max_history).
+        forbidden: Mask of the items that may not appear; what is said of the others does not
+            depend on them, (batch, num_items).
     """
 
     def __init__(
@@ -139,29 +141,29 @@ class TTDSRecall:
         item_collaborative: Tensor,
         labels: Tensor,
         histories: Tensor,
+        forbidden: Tensor,
     ):
         self.memory, self.labels, self.histories = memory, labels, histories
         self.item_text, self.item_collaborative = item_text, item_collaborative
         statistics = memory.scores(histories, decays=(0.5, 0.0, 0.8))
         self.last = histories[:, -1]  # (batch,)
         popularity = memory.popularity / memory.popularity.max().clamp_min(1)
-        counts = statistics[..., 0] + 1e-6 * popularity
+        counts = (statistics[..., 0] + 1e-6 * popularity).masked_fill(forbidden, 0)
         self.counts = counts / counts.sum(1, keepdim=True).clamp_min(1e-12)
         self.follow, self.company = statistics[..., 1], statistics[..., 2]
-        self.text_similarity = _profile(item_text, histories, 0.6) @ item_text.T
-        self.text = torch.softmax(self.text_similarity / TEXT_TEMPERATURE, dim=1)
+        similarity = _profile(item_text, histories, 0.6) @ item_text.T / TEXT_TEMPERATURE
+        self.text = similarity.masked_fill(forbidden, -torch.inf).softmax(1).nan_to_num(0)
         self.collaborative = _profile(item_collaborative, histories, 0.6) @ item_collaborative.T
-        self.blend = self.counts + BLEND * self.text  # (batch, num_items)
+        self.blend = (self.counts + BLEND * self.text).masked_fill(forbidden, -1)
 
-    def candidates(self, number: int, excluded: Tensor) -> Tensor:
-        """Return the items best by the blend of counts and text, (batch, number).
+    def candidates(self, number: int) -> Tensor:
+        """Return the items best by the blend of counts and text, padded with -1, (batch, number).
 
         Args:
             number: How many per user.
-            excluded: Mask of items that may not appear, (batch, num_items).
         """
-        scores = self.blend.masked_fill(excluded, -1)
-        return scores.topk(min(number, scores.shape[1]), dim=1).indices
+        best, items = self.blend.topk(min(number, self.blend.shape[1]), dim=1)
+        return items.masked_fill(best < 0, -1)
 
     def features(self, items: Tensor, log_probs: Tensor | None) -> Tensor:
         """Return the features of candidates, (batch, num_candidates, num_features).

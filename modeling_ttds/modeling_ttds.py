@@ -15,8 +15,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
-from .generation_ttds import TTDSGenerationMixin
 from .index_ttds import unique_codes
+from .memory_ttds import FEATURES, TTDSGate, TTDSMemory
+from .recommendation_ttds import TTDSRecommendationMixin
 from .text_ttds import (
     TTDSTokenTable,
     encode_by_encoder,
@@ -40,7 +41,7 @@ class TTDSOutput(CausalLMOutputWithPast):
     losses: dict[str, Tensor] | None = None
 
 
-class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
+class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin):
     """A causal language model around two towers.
 
     The trunk is any causal language model without its head. The vocabulary holds every code token
@@ -70,6 +71,10 @@ class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
         )
         if config.text_encoder == "tokens":
             self.token_table = TTDSTokenTable(config.code_token_start, tower.text_dim)
+        if config.has_gate:
+            self.set_gate(
+                TTDSMemory(config.num_items, config.memory_pairs), TTDSGate(len(FEATURES))
+            )
         self._catalogue, self.row_of, self._tokenizer, self._revision = [], {}, None, None
         n = config.num_items
         self.register_buffer("item_codes", torch.zeros(n, tower.num_levels, dtype=torch.long))
@@ -92,8 +97,12 @@ class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
             init.normal_(self.code_projections, std=self.config.item_tower.code_dim**-0.5 * 0.02)
             for buffer in (self.item_codes, self.item_text, self.item_collaborative):
                 init.zeros_(buffer)
-        elif isinstance(module, TTDSTokenTable):
-            init.zeros_(module.table)
+        elif isinstance(module, TTDSTokenTable | TTDSMemory):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
+        elif isinstance(module, TTDSGate):
+            init.zeros_(module.mean)
+            init.ones_(module.std)
 
     # Entities and their codes
 
@@ -171,6 +180,16 @@ class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
             len(histories), self.config.user_tower.num_levels, dtype=torch.long, device=self.device
         )
         self.register_buffer("user_codes", codes, persistent=False)
+
+    def set_gate(self, memory: TTDSMemory, gate: TTDSGate) -> None:
+        """Give the model a memory and a gate, which `recommend` then uses.
+
+        Args:
+            memory: The memory of its items.
+            gate: The gate fitted with it.
+        """
+        self.config.has_gate, self.config.memory_pairs = True, len(memory.others)
+        self.memory, self.gate = memory, gate
 
     # Embeddings and logits
 
@@ -453,6 +472,8 @@ class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
         self.item_codes = torch.cat([self.item_codes, codes])
         self.item_text = torch.cat([self.item_text, text])
         self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
+        if self.config.has_gate:
+            self.memory.extend(len(items))
         self._catalogue_changed(
             self.catalogue
             + [
@@ -478,6 +499,9 @@ class TTDSForCausalLM(PreTrainedModel, TTDSGenerationMixin, GenerationMixin):
         self.item_codes = self.item_codes[keep]
         self.item_text = self.item_text[keep]
         self.item_collaborative = self.item_collaborative[keep]
+        if self.config.has_gate:
+            self.memory.keep(keep)
+            self.config.memory_pairs = len(self.memory.others)
         gone = set(rows)
         self._catalogue_changed([e for r, e in enumerate(self.catalogue) if r not in gone])
 

@@ -37,6 +37,8 @@ class TTDSArguments:
         lm_gradient: Whether the language model's loss reaches the towers.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
         alignment_weight: Weight of the token alignment losses.
+        gate: Whether to fit a memory and a gate after tuning.
+        memory_min_count: Least number of users behind a pair of items the memory keeps.
         num_beams: Prefixes kept per level at evaluation.
         eval_users: How many users the validation while tuning looks at.
         overwrite_output_dir: Replace what an earlier run left in `output_dir`.
@@ -69,6 +71,8 @@ class TTDSArguments:
     lm_gradient: bool = False
     soft_target_weight: float = 0.0
     alignment_weight: float = 0.0
+    gate: bool = True
+    memory_min_count: int = 1
     num_beams: int = 50
     eval_users: int = 1000
     overwrite_output_dir: bool = False
@@ -79,8 +83,8 @@ class TTDSTrainingArguments(SFTConfig):
     """`SFTConfig` with the defaults of the demo."""
 
     output_dir: str | None = field(default="outputs/demo")
-    num_train_epochs: float = 20
-    per_device_train_batch_size: int = 64
+    num_train_epochs: float = 12
+    per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 64
     learning_rate: float = 2e-3
     lr_scheduler_type: str = "cosine"
@@ -88,8 +92,10 @@ class TTDSTrainingArguments(SFTConfig):
     weight_decay: float = 0.1
     bf16: bool | None = False
     gradient_checkpointing: bool = False
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 0.2
+    save_strategy: str = "steps"
+    save_steps: float = 0.2
     save_total_limit: int | None = 2
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "eval_NDCG@10"

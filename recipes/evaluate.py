@@ -36,8 +36,13 @@ def main() -> None:
     names = [entry["item_id"] for entry in model.catalogue]
     if names[: split.num_items] != data.catalogue.item_ids:
         raise SystemExit(f"{arguments.model} was built on another catalogue than the data set's.")
-    metrics, lists = report.evaluate_model(model, split, arguments.split, arguments.num_beams)
-    rows = {"TTDS": metrics} | report.baseline_rows(split, arguments.split, shop)
+    rows = {}
+    names = {False: "TTDS, generated only", True: "TTDS"}
+    for gate in (False, True) if model.config.has_gate else (False,):
+        rows[names[gate]], lists = report.evaluate_model(
+            model, split, arguments.split, arguments.num_beams, gate
+        )
+    rows |= report.baseline_rows(split, arguments.split, shop)
     report.write_run(output / "run.jsonl", split, arguments.split, lists)
     content = {"dataset": arguments.dataset_name or "toyshop", "data_sha256": data.sha256}
     report.write_json(output / "metrics.json", content | {arguments.split: rows})

@@ -5,9 +5,15 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from tqdm.auto import tqdm
 
-from modeling_ttds.memory_ttds import FEATURES, TTDSGate, TTDSMemory
+from modeling_ttds.generation_ttds import TTDSCandidates, beam_search
+from modeling_ttds.memory_ttds import FEATURES, MODEL_FEATURES, TTDSGate, TTDSMemory
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.recommendation_ttds import pad_rows
 from recipes.baselines import transition_matrix
+from recipes.data import Split
+from recipes.metrics import evaluate_run
 
 LONGEST = 50
 
@@ -53,11 +59,47 @@ def build_memory(histories: list[np.ndarray], num_items: int, min_count: int = 1
     return memory
 
 
+@torch.no_grad()
+def gate_data(
+    model: TTDSForCausalLM, split: Split, which: str, num_beams: int, batch_size: int = 64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Collect the candidates of every user with a target and their features.
+
+    Args:
+        model: A model with a memory.
+        split: The split.
+        which: `"validation"` or `"test"`.
+        num_beams: Beams that join the candidates.
+        batch_size: Users per step.
+
+    Returns:
+        Item rows, padded with -1, (num_users, num_candidates), features, (num_users,
+        num_candidates, num_features), and which candidate is the target, or -1, (num_users,).
+    """
+    model.eval()
+    users = split.users(which)
+    items, features = [], []
+    for first in tqdm(range(0, len(users), batch_size), desc="gate features", unit="batch"):
+        shown = [split.history(u, which).tolist() for u in users[first : first + batch_size]]
+        prompts = model.history_prompts(shown, shown)
+        excluded = pad_rows(shown, None, model.device)
+        candidates = TTDSCandidates(model.trie, None, excluded)
+        beams = beam_search(model, *prompts, candidates, num_beams)[0][:, :num_beams]
+        forbidden = model.forbidden(excluded, None)
+        found = model.gate_features(shown, prompts, beams, forbidden)
+        items.append(F.pad(found[0], (0, num_beams - beams.shape[1]), value=-1))
+        features.append(F.pad(found[1], (0, 0, 0, num_beams - beams.shape[1])))
+    items, features = torch.cat(items), torch.cat(features)
+    match = items == torch.from_numpy(split.targets(which)[users])[:, None].to(items.device)
+    return items, features, torch.where(match.any(1), match.int().argmax(1), -1)
+
+
 def fit_gate(
+    items: Tensor,
     features: Tensor,
     target: Tensor,
     *,
-    num_epochs: int = 40,
+    num_epochs: int = 20,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     seed: int = 0,
@@ -65,6 +107,7 @@ def fit_gate(
     """Fit a gate by softmax cross-entropy over candidates.
 
     Args:
+        items: Item rows, padded with -1, (num_users, num_candidates).
         features: (num_users, num_candidates, num_features).
         target: Which candidate each user chose, -1 where it is none of them, (num_users,).
         num_epochs: Passes over the users.
@@ -73,9 +116,10 @@ def fit_gate(
         seed: Seed of weights, order and dropout.
     """
     torch.manual_seed(seed)
-    features, target = features[target >= 0], target[target >= 0]
+    found = target >= 0
+    items, features, target = items[found], features[found], target[found]
     gate = TTDSGate(len(FEATURES))
-    flat = features.flatten(0, 1)
+    flat = features[items >= 0]
     gate.mean.copy_(flat.mean(0))
     gate.std.copy_(flat.std(0).clamp_min(1e-6))
     optimizer = torch.optim.AdamW(gate.parameters(), lr=learning_rate, weight_decay=1e-2)
@@ -84,9 +128,98 @@ def fit_gate(
     gate.train()
     for _ in range(num_epochs):
         for rows in torch.randperm(len(features)).split(batch_size):
-            loss = F.cross_entropy(gate(features[rows]), target[rows])
+            scores = gate(features[rows]).masked_fill(items[rows] < 0, -torch.inf)
+            loss = F.cross_entropy(scores, target[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     return gate.eval()
+
+
+def cross_fit(
+    items: Tensor, features: Tensor, target: Tensor, *, num_folds: int = 5, seed: int = 0, **fit
+) -> Tensor:
+    """Return ranked lists of users whose own targets their gate has not seen, (num_users, 20).
+
+    Args:
+        items: Item rows, padded with -1, (num_users, num_candidates).
+        features: (num_users, num_candidates, num_features).
+        target: Which candidate is the target, or -1, (num_users,).
+        num_folds: Parts the users are dealt into.
+        seed: Seed of the deal and of every fit.
+        **fit: As of `fit_gate`.
+    """
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
+    lists = torch.full((len(items), 20), -1)
+    for fold in range(num_folds):
+        held = order[fold::num_folds]
+        rest = torch.ones(len(items), dtype=torch.bool)
+        rest[held] = False
+        gate = fit_gate(items[rest], features[rest], target[rest], seed=seed, **fit)
+        lists[held] = ranked(gate, items[held], features[held])
+    return lists
+
+
+@torch.no_grad()
+def ranked(gate: TTDSGate, items: Tensor, features: Tensor) -> Tensor:
+    """Return the best 20 candidates by the gate, padded with -1, (num_users, 20).
+
+    Args:
+        gate: The gate.
+        items: Item rows, padded with -1, (num_users, num_candidates).
+        features: (num_users, num_candidates, num_features).
+    """
+    scores = torch.cat([gate(part) for part in features.split(512)])
+    scores = scores.masked_fill(items < 0, -torch.inf)
+    return items.gather(1, scores.argsort(dim=1, descending=True, stable=True)[:, :20]).cpu()
+
+
+def without_model(features: Tensor) -> Tensor:
+    """Return features in which the language model says nothing.
+
+    Args:
+        features: (num_users, num_candidates, num_features).
+    """
+    features = features.clone()
+    features[..., [FEATURES.index(name) for name in MODEL_FEATURES]] = 0
+    return features
+
+
+def join(
+    model: TTDSForCausalLM, split: Split, *, num_beams: int, min_count: int, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Give the model a memory and a gate, and measure what each part brings.
+
+    Neither the language model nor the memory has seen the validation targets the gate is fitted on.
+    Validation metrics are cross-fitted; test metrics come from the gate fitted on all of them.
+
+    Args:
+        model: A tuned model with a frozen index.
+        split: The split.
+        num_beams: Beams that join the candidates.
+        min_count: Least number of users behind a pair of items the memory keeps.
+        seed: Seed of the fits.
+
+    Returns:
+        Metrics per split and row: `gate without a language model` and `TTDS`, both joined.
+    """
+    memory = build_memory(split.training, split.num_items, min_count)
+    model.set_gate(memory.to(model.device), TTDSGate(len(FEATURES)).to(model.device))
+    items, features, target = gate_data(model, split, "validation", num_beams)
+    test_items, test_features, _ = gate_data(model, split, "test", num_beams)
+    metrics = {"validation": {}, "test": {}}
+    for row, view in (("gate without a language model", without_model), ("TTDS", lambda f: f)):
+        lists = cross_fit(items, view(features), target, seed=seed)
+        metrics["validation"][row] = evaluate_run(split, "validation", _rows(lists))
+        gate = fit_gate(items, view(features), target, seed=seed)
+        lists = ranked(gate, test_items, view(test_features))
+        metrics["test"][row] = evaluate_run(split, "test", _rows(lists))
+    model.set_gate(model.memory, gate.to(model.device))
+    share = (target >= 0).float().mean().item()
+    metrics["validation"]["TTDS"]["candidate_recall"] = share
+    return metrics
+
+
+def _rows(lists: Tensor) -> list[list[int]]:
+    return [[row for row in rows if row >= 0] for rows in lists.tolist()]

@@ -23,7 +23,7 @@ BASELINES = {
 
 
 def evaluate_model(
-    model: TTDSForCausalLM, split: Split, which: str, num_beams: int
+    model: TTDSForCausalLM, split: Split, which: str, num_beams: int, gate: bool
 ) -> tuple[dict[str, float], list[list[int]]]:
     """Rank the whole catalogue for every user with a target; return metrics and lists.
 
@@ -32,11 +32,13 @@ def evaluate_model(
         split: The split.
         which: `"validation"` or `"test"`.
         num_beams: Prefixes kept per level.
+        gate: Whether memory and gate join in.
     """
-    lists = recommend_to(model, split, which, num_beams)
+    lists = recommend_to(model, split, which, num_beams, gate=gate)
     metrics = evaluate_run(split, which, lists)
     metrics["unique_codes"] = len(model.item_codes.unique(dim=0)) / len(model.item_codes)
-    metrics["invalid_rate"] = invalid_rate(model, split, which)
+    if not gate:
+        metrics["invalid_rate"] = invalid_rate(model, split, which)
     return metrics, lists
 
 

@@ -1,4 +1,4 @@
-"""Fit the towers, tune the language model, evaluate, save a folder that `AutoModel` loads.
+"""Fit the towers, tune the language model, join the memory, evaluate, save.
 
 accelerate launch recipes/sft.py
 accelerate launch recipes/sft.py --config recipes/scientific/sft.yaml --dataset_name FOLDER
@@ -6,6 +6,7 @@ accelerate launch recipes/sft.py --config recipes/scientific/sft.yaml --dataset_
 
 import shutil
 import sys
+import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -14,7 +15,7 @@ from transformers import set_seed  # noqa: E402
 from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
-from recipes import report, toyshop  # noqa: E402
+from recipes import gate, report, toyshop  # noqa: E402
 from recipes.building import build_model, build_tokenizer  # noqa: E402
 from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments  # noqa: E402
 from recipes.data import read_data, split_data  # noqa: E402
@@ -35,7 +36,7 @@ def check_output(options: TTDSArguments, training: TTDSTrainingArguments) -> Non
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists() and any(folder.iterdir()) and not training.resume_from_checkpoint:
         raise SystemExit(
-            f"`output_dir` {folder} is not empty. Pass --overwrite_output_dir to replace it, "
+            f"`output_dir` {folder} is not empty. Pass --overwrite_output_dir true to replace it, "
             "--resume_from_checkpoint true to go on, or another --output_dir."
         )
 
@@ -52,24 +53,21 @@ def main(
     """
     check_output(options, training)
     set_seed(training.seed)
+    begun = time.perf_counter()
     shop = toyshop.generate() if options.dataset_name is None else None
-    data = (
-        shop.data
-        if shop
-        else read_data(
-            options.dataset_name,
-            column_map=options.column_map,
-            min_interactions=options.min_interactions,
-            tie_break=options.tie_break,
-            seed=training.seed,
-        )
-    )
+    data = shop.data if shop else read_data(
+        options.dataset_name,
+        column_map=options.column_map,
+        min_interactions=options.min_interactions,
+        tie_break=options.tie_break,
+        seed=training.seed,
+    )  # fmt: skip
     split = split_data(data)
 
     backbone = model_config.model_name_or_path
     tokenizer = build_tokenizer(split, options, backbone)
     states = UserStates(split, options.max_history)
-    model, tower_report = build_model(split, states, tokenizer, options, backbone, training.seed)
+    model, towers = build_model(split, states, tokenizer, options, backbone, training.seed)
     if options.refresh_steps == 0:
         model.item_tower.requires_grad_(False)
         model.user_tower.requires_grad_(False)
@@ -87,29 +85,45 @@ def main(
     if resume in ("true", "True"):
         resume = get_last_checkpoint(training.output_dir)
     trainer.train(resume_from_checkpoint=resume)
-
     refresh_index(model, freeze=True)
     model.share_index()
-    model.save_pretrained(training.output_dir)
-    tokenizer.save_pretrained(training.output_dir)
-    metrics, lists = report.evaluate_model(model, split, "test", options.num_beams)
-    report.write_run(Path(training.output_dir, "run.jsonl"), split, "test", lists)
-    rows = {"TTDS": metrics} | report.baseline_rows(split, "test", shop)
-    report.write_json(
-        Path(training.output_dir, "metrics.json"),
-        {
-            "dataset": options.dataset_name or "toyshop",
-            "data_sha256": data.sha256,
-            "seed": training.seed,
-            "towers": tower_report,
-            "test": rows,
-        },
-    )
+
+    rows = {which: {} for which in ("validation", "test")}
+    for which in rows:
+        rows[which]["TTDS, generated only"], lists = report.evaluate_model(
+            model, split, which, options.num_beams, gate=False
+        )
+    if options.gate:
+        joined = gate.join(
+            model,
+            split,
+            num_beams=options.num_beams,
+            min_count=options.memory_min_count,
+            seed=training.seed,
+        )
+        rows = {which: joined[which] | rows[which] for which in rows}
+        _, lists = report.evaluate_model(model, split, "test", options.num_beams, gate=True)
+    for which in rows:
+        rows[which] |= report.baseline_rows(split, which, shop)
+
+    folder = Path(training.output_dir)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    report.write_run(folder / "run.jsonl", split, "test", lists)
+    facts = {
+        "dataset": options.dataset_name or "toyshop",
+        "data_sha256": data.sha256,
+        "seed": training.seed,
+        "options": vars(options),
+        "towers": towers,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+    report.write_json(folder / "metrics.json", facts | rows)
     print(report.examples(model, split))
-    print(f"\n{report.table(rows)}\n")
-    print(f"The model is in {training.output_dir}. Load it anywhere:\n")
+    print(f"\n{report.table(rows['test'])}\n")
+    print(f"The model is in {folder}. Load it anywhere:\n")
     print("    from transformers import AutoModel")
-    print(f'    model = AutoModel.from_pretrained("{training.output_dir}", trust_remote_code=True)')
+    print(f'    model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)')
     print(f'    model.recommend([["{data.catalogue.item_ids[0]}"]], top_k=5)')
     trainer.end()
 

@@ -136,7 +136,12 @@ class TTDSTrainer(SFTTrainer):
 
 @torch.no_grad()
 def recommend_to(
-    model: TTDSForCausalLM, split: Split, which: str, num_beams: int, num_users: int | None = None
+    model: TTDSForCausalLM,
+    split: Split,
+    which: str,
+    num_beams: int,
+    num_users: int | None = None,
+    gate: bool = False,
 ) -> list[list[int]]:
     """Return the top 20 item rows of the users that have a target.
 
@@ -146,8 +151,9 @@ def recommend_to(
         which: `"validation"` or `"test"`.
         num_beams: Prefixes kept per level.
         num_users: Ask for the first so many users only.
+        gate: Whether memory and gate join in.
     """
     histories = [split.history(user, which) for user in split.users(which)[:num_users]]
     top_k = min(20, split.num_items)
-    lists = model.recommend_rows(histories, top_k, num_beams=max(num_beams, top_k))
+    lists = model.recommend_rows(histories, top_k, num_beams=max(num_beams, top_k), gate=gate)
     return [[row for row, _ in pairs] for pairs in lists]

@@ -1,0 +1,290 @@
+"""What a model can be asked: top-K lists for histories, generated and joined with the memory."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .generation_ttds import TTDSCandidates, TTDSTrie, beam_search, score_items
+from .memory_ttds import TTDSRecall
+
+NUM_CANDIDATES = 200
+
+
+@dataclass(frozen=True)
+class TTDSRecommendation:
+    """One entry of a list.
+
+    Args:
+        item_id: Id of the item.
+        title: Its title, empty if it has none.
+        score: Log-probability: of its codes, or by the gate among the candidates.
+    """
+
+    item_id: str
+    title: str
+    score: float
+
+
+class TTDSRecommendationMixin:
+    """What `TTDSForCausalLM` can be asked: top-K lists for histories."""
+
+    @property
+    def trie(self) -> TTDSTrie:
+        """The trie of today's item codes."""
+        codes = self.item_codes
+        key = (codes.data_ptr(), codes._version, codes.shape, codes.device)
+        if getattr(self, "_trie_key", None) != key:
+            self._trie, self._trie_key = TTDSTrie.build(codes), key
+        return self._trie
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        top_k: int = 10,
+        user_histories: Sequence[Sequence[str]] | None = None,
+        exclude_seen: bool = True,
+        allowed: Iterable[str] | None = None,
+        num_beams: int | None = None,
+        unknown: str = "error",
+        batch_size: int = 64,
+        gate: bool = True,
+    ) -> list[list[TTDSRecommendation]]:
+        """Return the items each user is most likely to choose next, best first.
+
+        Args:
+            histories: Item ids per user, newest last; may be empty.
+            top_k: Length of the lists; they are shorter where fewer items may appear.
+            user_histories: What the user tower sees in place of `histories`.
+            exclude_seen: Leave out the items of the history.
+            allowed: Item ids that may appear; all by default.
+            num_beams: Prefixes kept per level, at least `top_k`; 50 or `top_k` by default.
+            unknown: What to do with a history's item that is not in the catalogue: `"error"`, or
+                `"skip"` to drop it.
+            batch_size: Users per step.
+            gate: Whether memory and gate join in, where the model has them; otherwise the list is
+                what the language model generates.
+
+        Raises:
+            ValueError: An argument is out of range or an item unknown; the message says which.
+        """
+        rows = self.history_rows(histories, unknown)
+        user_rows = None if user_histories is None else self.history_rows(user_histories, unknown)
+        if user_rows is not None and len(user_rows) != len(rows):
+            raise ValueError(
+                f"`user_histories` has {len(user_rows)} entries for {len(rows)} `histories`."
+            )
+        mask = None
+        if allowed is not None:
+            mask = torch.zeros(len(self.item_codes), dtype=torch.bool, device=self.device)
+            mask[self.history_rows([list(allowed)], "error")[0]] = True
+        lists = self.recommend_rows(
+            rows, top_k, user_rows, exclude_seen, mask, num_beams, batch_size, gate
+        )
+        return [
+            [
+                TTDSRecommendation(entry["item_id"], entry.get("title", ""), score)
+                for entry, score in ((self.catalogue[row], score) for row, score in pairs)
+            ]
+            for pairs in lists
+        ]
+
+    def history_rows(self, histories: Sequence[Sequence[str]], unknown: str) -> list[list[int]]:
+        """Translate item ids to rows.
+
+        Args:
+            histories: Item ids per user.
+            unknown: `"error"` or `"skip"`.
+
+        Raises:
+            ValueError: An item is unknown, or `histories` is one history instead of several.
+        """
+        if unknown not in ("error", "skip"):
+            raise ValueError(f"`unknown` is {unknown!r}; it must be 'error' or 'skip'.")
+        rows = []
+        for number, history in enumerate(histories):
+            if isinstance(history, str):
+                raise ValueError(
+                    f"`histories` holds the string {history!r}; give a list of histories, each a "
+                    "list of item ids."
+                )
+            known = [self.row_of.get(item, -1) for item in history]
+            if unknown == "error" and -1 in known:
+                raise ValueError(
+                    f"History {number} holds the unknown item {history[known.index(-1)]!r}; add it "
+                    'by `add_items`, or pass `unknown="skip"` to drop it.'
+                )
+            rows.append([row for row in known if row >= 0])
+        return rows
+
+    @torch.no_grad()
+    def recommend_rows(
+        self,
+        histories: Sequence[Sequence[int]],
+        top_k: int,
+        user_histories: Sequence[Sequence[int]] | None = None,
+        exclude_seen: bool = True,
+        allowed: Tensor | None = None,
+        num_beams: int | None = None,
+        batch_size: int = 64,
+        gate: bool = True,
+    ) -> list[list[tuple[int, float]]]:
+        """Do what `recommend` does, on item rows; returns pairs of row and log-probability.
+
+        Args:
+            histories: Item rows per user, newest last.
+            top_k: Length of the lists.
+            user_histories: What the user tower sees in place of `histories`.
+            exclude_seen: Leave out the items of the history.
+            allowed: Mask of the items that may appear, (num_items,).
+            num_beams: Prefixes kept per level.
+            batch_size: Users per step.
+            gate: Whether memory and gate join in, where the model has them.
+        """
+        num_items = len(self.item_codes)
+        if not 1 <= top_k <= num_items:
+            raise ValueError(
+                f"`top_k` is {top_k}; it must be from 1 to the {num_items} items of the catalogue."
+            )
+        num_beams = max(50, top_k) if num_beams is None else num_beams
+        if num_beams < top_k:
+            raise ValueError(f"`num_beams` is {num_beams}; it must be at least `top_k` {top_k}.")
+        was_training = self.training
+        self.eval()
+        lists = []
+        # Histories of like length share a batch, so that little of it is padding.
+        order = sorted(range(len(histories)), key=lambda i: len(histories[i]))
+        for first in range(0, len(order), batch_size):
+            users = order[first : first + batch_size]
+            shown = [histories[user] for user in users]
+            behind = shown if user_histories is None else [user_histories[user] for user in users]
+            prompts = self.history_prompts(shown, behind)
+            excluded = pad_rows(shown if exclude_seen else [[]] * len(shown), None, self.device)
+            candidates = TTDSCandidates(self.trie, allowed, excluded)
+            items, scores = beam_search(self, *prompts, candidates, num_beams)
+            if gate and self.config.has_gate:
+                forbidden = self.forbidden(excluded, allowed)
+                number = max(NUM_CANDIDATES, top_k)
+                items, features = self.gate_features(shown, prompts, items, forbidden, number)
+                items, scores = self._join(items, features)
+            for row, score in zip(items.tolist(), scores.tolist(), strict=True):
+                pairs = [pair for pair in zip(row, score, strict=True) if pair[0] >= 0]
+                lists.append(pairs[:top_k])
+        self.train(was_training)
+        return [pairs for _, pairs in sorted(zip(order, lists, strict=True))]
+
+    def forbidden(self, excluded: Tensor, allowed: Tensor | None) -> Tensor:
+        """Return which items may not appear, (batch, num_items).
+
+        Args:
+            excluded: Item rows that may not appear, padded with -1, (batch, num_excluded).
+            allowed: Mask of the items that may appear, (num_items,), or None for all.
+        """
+        num_items = len(self.item_codes)
+        mask = torch.zeros(len(excluded), num_items + 1, dtype=torch.bool, device=self.device)
+        mask.scatter_(1, torch.where(excluded >= 0, excluded, num_items), True)
+        mask = mask[:, :num_items]
+        return mask if allowed is None else mask | ~allowed
+
+    def gate_features(
+        self,
+        histories: Sequence[Sequence[int]],
+        prompts: tuple[Tensor, Tensor],
+        beams: Tensor,
+        forbidden: Tensor,
+        number: int = NUM_CANDIDATES,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the candidates of the gate and their features.
+
+        Candidates are what the memory and the nearest texts propose together with the beams.
+
+        Args:
+            histories: Item rows per user, newest last.
+            prompts: Ids and mask of the next-item prompts, both (batch, length).
+            beams: Item rows that beam search found, padded with -1, (batch, num_beams).
+            forbidden: Mask of items that may not appear, (batch, num_items).
+            number: How many candidates memory and texts propose.
+
+        Returns:
+            Item rows, padded with -1, (batch, num_candidates), and features, (batch,
+            num_candidates, num_features).
+        """
+        padded = pad_rows(histories, self.config.max_history, self.device)
+        recall = TTDSRecall(
+            self.memory, self.item_text, self.item_collaborative, self.labels, padded, forbidden
+        )
+        proposed = recall.candidates(number)
+        repeated = (beams[:, :, None] == proposed[:, None]).any(-1)
+        items = torch.cat([proposed, beams.masked_fill(repeated, -1)], 1)
+        known = items.clamp_min(0)
+        log_probs = score_items(self, *prompts, self.trie, known)
+        return items, recall.features(known, log_probs)
+
+    def _join(self, items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.gate(features).masked_fill(items < 0, -torch.inf).log_softmax(1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return items.gather(1, order), scores
+
+    @property
+    def labels(self) -> Tensor:
+        """Brand and categories of every item as numbers, -1 for none, (num_items, 2)."""
+        if getattr(self, "_labelled", None) is not self.catalogue:
+            columns = []
+            for name in ("brand", "categories"):
+                numbers = {}
+                values = [entry.get(name, "") for entry in self.catalogue]
+                columns.append([numbers.setdefault(v, len(numbers)) if v else -1 for v in values])
+            self._labels, self._labelled = torch.tensor(columns).T, self.catalogue
+        return self._labels.to(self.device)
+
+    def history_prompts(
+        self, histories: Sequence[Sequence[int]], user_histories: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return bound next-item prompts and their mask, both (batch, length), padded right.
+
+        Args:
+            histories: Item rows per user, newest last; the newest `max_history` are shown.
+            user_histories: Item rows per user that make the user's codes.
+        """
+        config, tower = self.config, self.config.item_tower
+        levels = torch.arange(tower.num_levels, device=self.device) * tower.num_codes
+        item_tokens = self.item_codes + levels + config.code_token_start
+        user_codes = self.codes_of_users(pad_rows(user_histories, config.max_history, self.device))
+        user_start = config.code_token_start + tower.num_levels * tower.num_codes
+        user_tokens = (user_codes + levels + user_start).tolist()
+        prompts = []
+        for history, user in zip(histories, user_tokens, strict=True):
+            prompt = []
+            for token in config.prompt_ids:
+                if token == config.user_placeholder_id:
+                    prompt += user
+                elif token == config.item_placeholder_id:
+                    newest = list(history[-config.max_history :])
+                    prompt += item_tokens[newest].flatten().tolist()
+                else:
+                    prompt.append(token)
+            prompts.append(prompt)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True)
+        ids = ids.to(self.device)
+        return ids, (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+
+
+def pad_rows(
+    histories: Sequence[Sequence[int]], longest: int | None, device: torch.device
+) -> Tensor:
+    """Return histories as one tensor (batch, longest), newest last, padded left with -1.
+
+    Args:
+        histories: Item rows per user, newest last.
+        longest: Width, keeping the newest; None for as wide as needed.
+        device: Where the tensor lives.
+    """
+    width = max((len(history) for history in histories), default=0) if longest is None else longest
+    padded = torch.full((len(histories), width), -1)
+    for row, history in enumerate(histories):
+        newest = list(history[-width:]) if width else []
+        if newest:
+            padded[row, -len(newest) :] = torch.as_tensor(newest)
+    return padded.to(device)
