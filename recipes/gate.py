@@ -186,6 +186,9 @@ def without_model(features: Tensor) -> Tensor:
     return features
 
 
+VIEWS = {"gate without a language model": without_model, "TTDS": lambda features: features}
+
+
 def join(
     model: TTDSForCausalLM, split: Split, *, num_beams: int, min_count: int, seed: int
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -209,7 +212,7 @@ def join(
     items, features, target = gate_data(model, split, "validation", num_beams)
     test_items, test_features, _ = gate_data(model, split, "test", num_beams)
     metrics = {"validation": {}, "test": {}}
-    for row, view in (("gate without a language model", without_model), ("TTDS", lambda f: f)):
+    for row, view in VIEWS.items():
         lists = cross_fit(items, view(features), target, seed=seed)
         metrics["validation"][row] = evaluate_run(split, "validation", _rows(lists))
         gate = fit_gate(items, view(features), target, seed=seed)

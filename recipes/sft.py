@@ -102,7 +102,9 @@ def main(
             seed=training.seed,
         )
         rows = {which: joined[which] | rows[which] for which in rows}
-        _, lists = report.evaluate_model(model, split, "test", options.num_beams, gate=True)
+        rows["test"]["TTDS"], lists = report.evaluate_model(
+            model, split, "test", options.num_beams, gate=True
+        )
     for which in rows:
         rows[which] |= report.baseline_rows(split, which, shop)
 
