@@ -408,7 +408,9 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         """
         texts = list(texts)
         if self.config.text_encoder not in ("tokens", "backbone"):
-            return encode_by_encoder(self.config.text_encoder, texts).to(self.device)
+            return encode_by_encoder(self.config.text_encoder, texts, device=self.device).to(
+                self.device
+            )
         ids = [self.tokenizer.encode_text(text) for text in texts]
         if self.config.text_encoder == "tokens":
             return self.token_table.encode(ids)

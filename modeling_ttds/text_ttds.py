@@ -8,6 +8,9 @@ from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+# As many tokens as sentence-transformers reads with the MiniLM encoders.
+MAX_LENGTH = 256
+
 
 def item_text(item: dict[str, str]) -> str:
     """Return an item's text: its title, brand, categories and description, those it has."""
@@ -36,13 +39,12 @@ class TTDSTokenTable(nn.Module):
         Args:
             token_ids: Plain-text token ids per text.
         """
-        embeddings = self.table.new_zeros(len(token_ids), self.table.shape[1])
+        table = self.table.float()
+        embeddings = table.new_zeros(len(token_ids), table.shape[1])
         for row, ids in enumerate(token_ids):
             if ids:
-                tokens, counts = torch.tensor(ids, device=self.table.device).unique(
-                    return_counts=True
-                )
-                embeddings[row] = (1 + counts.log()) @ self.table[tokens]
+                tokens, counts = torch.tensor(ids, device=table.device).unique(return_counts=True)
+                embeddings[row] = (1 + counts.log()) @ table[tokens]
         return F.normalize(embeddings, dim=-1)
 
 
@@ -53,6 +55,7 @@ def encode_with_transformer(
     *,
     pad_token_id: int,
     device: torch.device,
+    max_length: int = MAX_LENGTH,
     batch_size: int = 32,
 ) -> Tensor:
     """Return unit, mean-pooled embeddings of tokenised texts, (len(token_ids), hidden).
@@ -62,8 +65,10 @@ def encode_with_transformer(
         token_ids: Token ids per text; no token gives a zero row.
         pad_token_id: Id to pad with.
         device: Where to run.
+        max_length: How many of the first tokens of a text are read.
         batch_size: Texts per step.
     """
+    token_ids = [ids[:max_length] for ids in token_ids]
     order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
     embeddings = [None] * len(order)
     steps = range(0, len(order), batch_size)
@@ -80,22 +85,34 @@ def encode_with_transformer(
     return torch.stack(embeddings)
 
 
-def encode_by_encoder(name: str, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+def encode_by_encoder(
+    name: str,
+    texts: Sequence[str],
+    *,
+    device: torch.device,
+    max_length: int = MAX_LENGTH,
+    batch_size: int = 32,
+) -> Tensor:
     """Return text embeddings from an encoder of the Hub or of a folder, mean-pooled.
 
     Args:
         name: Hub id or folder.
-        texts: What to embed.
+        texts: What to embed; an empty text gives a zero row.
+        device: Where to run.
+        max_length: How many of the first tokens of a text are read, markers included; less where
+            the encoder has fewer positions.
         batch_size: Texts per step.
     """
     tokenizer = AutoTokenizer.from_pretrained(name)
-    encoder = AutoModel.from_pretrained(name).eval()
-    longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    encoder = AutoModel.from_pretrained(name).to(device).eval()
+    positions = getattr(encoder.config, "max_position_embeddings", max_length)
+    longest = min(max_length, positions, tokenizer.model_max_length)
     ids = tokenizer(list(texts), truncation=True, max_length=longest).input_ids
     return encode_with_transformer(
         lambda ids, mask: encoder(input_ids=ids, attention_mask=mask).last_hidden_state,
-        ids,
+        [ids if text else [] for ids, text in zip(ids, texts, strict=True)],
         pad_token_id=tokenizer.pad_token_id or 0,
-        device=encoder.device,
+        device=device,
+        max_length=longest,
         batch_size=batch_size,
     )

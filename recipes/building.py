@@ -55,12 +55,18 @@ def build_model(
     torch.manual_seed(seed)
     text = None
     if options.text_embeddings is not None:
+        if options.text_encoder in ("tokens", "backbone"):
+            raise ValueError(
+                f"`text_encoder` is {options.text_encoder!r}, which did not make "
+                "`text_embeddings`; name the encoder that did, so that new items get embeddings "
+                "like the others'."
+            )
         text = embeddings.read_text_embeddings(options.text_embeddings, split.num_items)
     model = build_decoder(split, tokenizer, options, model_name_or_path, text)
     model.catalogue = split.data.catalogue.entries()
     model.tokenizer = tokenizer
     if text is None:
-        text = _text_embeddings(model, split, options, model_name_or_path, seed)
+        text = _text_embeddings(model, split, options, seed)
     model.item_text.copy_(text)
     model.item_collaborative.copy_(_collaborative_embeddings(split, options, seed))
     model.attach_users(states.histories())
@@ -190,16 +196,16 @@ def _text_embeddings(
     model: TTDSForCausalLM,
     split: Split,
     options: TTDSArguments,
-    model_name_or_path: str | None,
     seed: int,
 ) -> Tensor:
     texts = split.data.catalogue.texts()
     folder = Path(options.cache_dir)
-    key = {"texts": embeddings.hashed(*texts), "seed": seed}
+    key = {"texts": embeddings.hashed(*texts)}
+    if options.text_encoder in ("tokens", "backbone"):
+        key["tokenizer"] = embeddings.hashed(model.tokenizer.backend_tokenizer.to_str())
     if options.text_encoder == "tokens":
         tokenizer = model.tokenizer
-        key["tokenizer"] = embeddings.hashed(tokenizer.backend_tokenizer.to_str())
-        key["text_dim"] = options.text_dim
+        key |= {"text_dim": options.text_dim, "seed": seed}
         table = embeddings.cached(
             folder,
             "token_table",
@@ -208,12 +214,14 @@ def _text_embeddings(
         )
         model.token_table.table.copy_(table)
         return model.embed_texts(texts)
-    source = options.text_encoder
-    if source == "backbone":
-        source = model_name_or_path or f"compact {options.hidden_size} {options.num_layers}"
-    key["encoder"] = embeddings.encoder_version(source)
+    if options.text_encoder == "backbone":
+        key["encoder"] = embeddings.hashed(*model.model.state_dict().values())
+    else:
+        key["encoder"] = embeddings.encoder_version(options.text_encoder)
     text = embeddings.cached(folder, "text", key, lambda: model.embed_texts(texts))
-    return embeddings.check_embeddings(text, split.num_items, f"`text_encoder` {source}")
+    return embeddings.check_embeddings(
+        text, split.num_items, f"`text_encoder` {options.text_encoder}"
+    )
 
 
 def _collaborative_embeddings(split: Split, options: TTDSArguments, seed: int) -> Tensor:

@@ -7,21 +7,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy
 import scipy.sparse as sp
 import sklearn
 import torch
-from safetensors import SafetensorError
+import transformers
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from scipy.sparse.linalg import eigsh
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig
 
+from modeling_ttds import text_ttds
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
 
-WINDOW = 5
+# Chosen on the validation targets of two data sets; see benchmarks/collaborative.py.
+WINDOW = 10
+SHRINKAGE = 10
+ENCODER_FILES = {".safetensors", ".bin", ".json", ".txt", ".model"}  # weights, settings, vocabulary
+# A change of the code or of a library makes the cached tensors anew.
+VERSIONS = [m.__version__ for m in (np, scipy, sklearn, torch, transformers)]
+SOURCES = [Path(file).read_text("utf-8") for file in (__file__, text_ttds.__file__)]
 
 
 def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tensor]) -> Tensor:
@@ -30,33 +40,41 @@ def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tens
     Args:
         folder: The cache; None computes every time.
         name: What the tensor is, the first part of its file name.
-        key: All that the tensor depends on; its hash with the libraries' versions is the second
-            part.
+        key: All that the tensor depends on; its hash with the versions of code and libraries is
+            the second part.
         compute: Makes the tensor.
     """
     if folder is None:
         return compute()
-    key = key | {"torch": torch.__version__, "scikit-learn": sklearn.__version__}
-    digest = hashed(json.dumps(key, sort_keys=True))[:16]
+    digest = hashed(json.dumps(key, sort_keys=True), *VERSIONS, *SOURCES)[:16]
     file = folder / f"{name}-{digest}.safetensors"
     if file.exists():
         try:
-            return load_file(file)[name]
+            with safe_open(file, "pt") as stored:
+                tensor = stored.get_tensor(name)
+                if hashed(tensor) == stored.metadata()["hash"]:
+                    return tensor
+            damage = "its content does not match its hash"
         except SafetensorError as error:
-            print(f"{file} is damaged ({error}); it is made anew.")
-    tensor = compute().contiguous()
+            damage = error
+        print(f"{file} is damaged ({damage}); it is made anew.")
+    tensor = compute().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor}, scratch)
+    save_file({name: tensor}, scratch, metadata={"hash": hashed(tensor)})
     scratch.replace(file)
     return tensor
 
 
-def hashed(*parts: str | bytes) -> str:
-    """Return one hash of strings and bytes, for the key of `cached`."""
+def hashed(*parts: str | bytes | Tensor) -> str:
+    """Return one hash of strings, bytes and tensors, for the key of `cached`."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        elif isinstance(part, str):
+            part = part.encode()
+        digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
 
@@ -80,8 +98,9 @@ def fit_token_table(
     counts = sp.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(ids), num_tokens))
     weighting = TfidfTransformer(sublinear_tf=True)
     matrix = weighting.fit_transform(counts.tocsr())
-    rank = min(text_dim, min(matrix.shape) - 1)
-    _, _, components = randomized_svd(matrix, rank, n_iter=20, random_state=seed)
+    rank = min(text_dim, *matrix.shape)
+    with threadpool_limits(1):  # sums of several threads would depend on their number
+        _, _, components = randomized_svd(matrix, rank, n_iter=20, random_state=seed)
     table = torch.zeros(num_tokens, text_dim)
     # A token that no text holds says nothing.
     weights = weighting.idf_ * (np.asarray(counts.sum(0)).ravel() > 0)
@@ -105,7 +124,12 @@ def read_text_embeddings(file: str | Path, num_items: int) -> Tensor:
     if Path(file).suffix == ".npy":
         embeddings = torch.from_numpy(np.load(file))
     else:
-        tensors = load_file(file)
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(
+                f"`text_embeddings` {file} is no safetensors file ({error}); give one, or a `.npy`."
+            ) from error
         if "text" not in tensors:
             raise ValueError(f"{file} holds {sorted(tensors)} but no tensor `text`.")
         embeddings = tensors["text"]
@@ -132,16 +156,18 @@ def check_embeddings(embeddings: Tensor, num_items: int, source: str) -> Tensor:
 
 
 def encoder_version(name: str) -> str:
-    """Return what changes when an encoder does: a hash of its weights, or its Hub commit.
+    """Return what changes when an encoder does: a hash of its files, or its Hub commit.
 
     Args:
         name: Folder or Hub id.
     """
     if Path(name).is_dir():
-        files = sorted(Path(name).glob("*.safetensors")) or sorted(Path(name).glob("*.bin"))
-        return hashed(*(file.read_bytes() for file in files))
-    if name.startswith("compact "):
-        return name
+        digests = []
+        for path in sorted(Path(name).iterdir()):
+            if path.suffix in ENCODER_FILES:
+                with path.open("rb") as file:
+                    digests += [path.name, hashlib.file_digest(file, "sha256").digest()]
+        return hashed(*digests)
     return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
 
 
@@ -150,9 +176,10 @@ def collaborative_embeddings(
 ) -> Tensor:
     """Embed items by the company they keep in training histories, (num_items, dim).
 
-    Counts items within five steps of one another, weighted 0.7 per further step, divides by the
-    roots of both items' sums and keeps the eigenvectors of the largest positive eigenvalues, scaled
-    by their roots. An item that nobody touched gets a zero row.
+    Counts items within `WINDOW` steps of one another, weighted 0.7 per further step, divides by the
+    roots of both items' sums, each raised by `SHRINKAGE` to trust rare items less, and keeps the
+    eigenvectors of the largest positive eigenvalues, scaled by them. An item that nobody touched,
+    or nobody with another, gets a zero row.
 
     Args:
         histories: Item rows in order, per user.
@@ -169,11 +196,16 @@ def collaborative_embeddings(
             matrix += sp.coo_matrix((weights, (first, second)), shape=matrix.shape).tocsr()
     matrix = matrix + matrix.T
     total = np.asarray(matrix.sum(1)).ravel()
-    scale = sp.diags(np.where(total > 0, 1 / np.sqrt(np.maximum(total, 1e-12)), 0))
-    rank = min(dim, num_items - 1)
-    start = np.random.default_rng(seed).normal(size=num_items)
-    values, vectors = eigsh(scale @ matrix @ scale, rank, which="LA", v0=start)
+    touched = total.nonzero()[0]
     embeddings = torch.zeros(num_items, dim)
-    embeddings[:, :rank] = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0)))
-    embeddings[torch.from_numpy(total == 0)] = 0
+    rank = min(dim, len(touched) - 1)
+    if rank < 1:
+        return embeddings
+    scale = sp.diags((total[touched] + SHRINKAGE) ** -0.5)
+    matrix = scale @ matrix[touched][:, touched] @ scale
+    start = np.random.default_rng(seed).normal(size=len(touched))
+    with threadpool_limits(1):  # sums of several threads would depend on their number
+        values, vectors = eigsh(matrix, rank, which="LA", v0=start)
+    vectors = torch.from_numpy(vectors * np.maximum(values, 0)).float()
+    embeddings[torch.from_numpy(touched), :rank] = vectors
     return F.normalize(embeddings, dim=-1)

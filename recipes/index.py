@@ -73,9 +73,11 @@ def fit_tower(
         num_epochs: Passes over the entities; the first tenth trains without codes.
         batch_size: Entities per step.
         learning_rate: Peak of a cosine schedule.
-        seed: Seed of order, k-means and revival.
+        seed: Seed of order, k-means, revival, sampling and dropout.
         description: Label of the progress bar.
     """
+    # The same tower whether the embeddings before it were computed or read from the cache.
+    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=learning_rate, weight_decay=1e-4)
     steps = num_epochs * -(-len(text) // batch_size)
