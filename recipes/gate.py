@@ -155,7 +155,7 @@ def cross_fit(
         **fit: As of `fit_gate`.
     """
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
-    lists = torch.full((len(items), 20), -1)
+    lists = torch.full((len(items), min(20, items.shape[1])), -1)
     for fold in range(num_folds):
         held = order[fold::num_folds]
         rest = torch.ones(len(items), dtype=torch.bool)

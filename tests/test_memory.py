@@ -1,0 +1,160 @@
+"""Memory and gate against plain Python on tiny histories, and inside a model."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_ttds.memory_ttds import FEATURES, TTDSGate, TTDSMemory, TTDSRecall
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from recipes.gate import build_memory, cross_fit, fit_gate, without_model
+
+HISTORIES = [np.array(h) for h in ([0, 1, 2], [0, 1], [3, 1], [2])]
+ITEMS = 5
+
+
+def plain_scores(history, decays):
+    """Recompute the three statistics with loops."""
+    forward, follow = np.zeros((ITEMS, ITEMS)), np.zeros((ITEMS, ITEMS))
+    together = np.zeros((ITEMS, ITEMS))
+    for items in HISTORIES:
+        for i, first in enumerate(items):
+            for lag, second in enumerate(items[i + 1 :], start=1):
+                forward[first, second] += 0.6 ** (lag - 1)
+                follow[first, second] += lag == 1
+            together[first, items] += 1
+    transition = forward + forward.T / 2
+    transition /= np.sqrt(np.maximum(transition.sum(1, keepdims=True), 1e-12))
+    follow /= np.sqrt(np.maximum(follow.sum(1, keepdims=True), 1))
+    buyers = np.maximum(together.diagonal(), 1)
+    company = together / np.sqrt(np.outer(buyers, buyers)) * (1 - np.eye(ITEMS))
+    weights = [np.power(decay, np.arange(len(history))[::-1]) for decay in decays]
+    parts = zip((transition, follow, company), weights, strict=True)
+    return np.stack([w @ matrix[history] for matrix, w in parts], axis=-1)
+
+
+def test_scores_equal_plain_loops():
+    memory = build_memory(HISTORIES, ITEMS)
+    decays = (0.5, 0.0, 0.8)
+    found = memory.scores(torch.tensor([[0, 1], [-1, 2], [-1, -1]]), decays)
+    np.testing.assert_allclose(found[0], plain_scores([0, 1], decays), atol=1e-6)
+    np.testing.assert_allclose(found[1], plain_scores([2], decays), atol=1e-6)
+    assert not found[2].any()
+    assert memory.popularity.tolist() == [2, 3, 2, 1, 0]
+    row = plain_scores([1], (1, 1, 1))[:, 0].sum()
+    assert memory.totals(torch.tensor([1, 4])).tolist() == pytest.approx([row, 0])
+
+
+def test_rare_pairs_are_dropped():
+    memory = build_memory(HISTORIES, ITEMS, min_count=2)
+    pairs = {
+        (first, int(other))
+        for first in range(ITEMS)
+        for other in memory.others[memory.starts[first] : memory.starts[first + 1]]
+    }
+    assert pairs == {(0, 1), (1, 0)}, "only 0 and 1 have two users in common"
+
+
+def test_new_and_removed_items():
+    memory = build_memory(HISTORIES, ITEMS)
+    histories, decays = torch.tensor([[0, 1]]), (0.5, 0.0, 0.8)
+    before = memory.scores(histories, decays)
+    memory.extend(2)
+    after = memory.scores(histories, decays)
+    torch.testing.assert_close(after[:, :ITEMS], before)
+    assert not after[:, ITEMS:].any()
+    keep = torch.ones(ITEMS + 2, dtype=torch.bool)
+    keep[2] = False
+    memory.keep(keep)
+    torch.testing.assert_close(memory.scores(histories, decays), after[:, keep])
+
+
+def recall(histories, forbidden=None, num_items=ITEMS):
+    torch.manual_seed(0)
+    text = torch.nn.functional.normalize(torch.randn(num_items, 6), dim=-1)
+    labels = torch.tensor([[0, 0], [0, 1], [1, 1], [-1, -1], [-1, -1]])
+    if forbidden is None:
+        forbidden = torch.zeros(len(histories), num_items, dtype=torch.bool)
+    return TTDSRecall(
+        build_memory(HISTORIES, num_items), text, text, labels, torch.tensor(histories), forbidden
+    )
+
+
+def test_features_are_finite_for_empty_histories_and_cold_items():
+    items = torch.tensor([[0, 4], [3, 4]])
+    features = recall([[-1, -1], [0, 1]]).features(items, torch.zeros(2, 2))
+    assert features.shape == (2, 2, len(FEATURES)) and features.isfinite().all()
+    named = dict(zip(FEATURES, features[1].T.tolist(), strict=True))
+    assert named["brand"] == [0, 0] and named["log_popularity"][1] == 0
+    same = recall([[-1, 0]]).features(torch.tensor([[1, 2]]), None)[0]
+    assert same[:, FEATURES.index("brand")].tolist() == [1, 0]
+    assert not same[:, FEATURES.index("lm")].any()
+
+
+def test_what_is_said_of_an_item_does_not_depend_on_forbidden_ones():
+    forbidden = torch.tensor([[False, False, True, False, False]])
+    with_it = recall([[0, 1]], forbidden)
+    assert 2 not in with_it.candidates(ITEMS)[0].tolist()
+    assert with_it.counts[0, 2] == 0 and with_it.text[0].sum() == pytest.approx(1)
+
+
+def test_gate_learns_a_planted_signal_and_not_from_others():
+    torch.manual_seed(0)
+    items = torch.arange(6).expand(300, 6).clone()
+    items[:, 5] = -1
+    features = torch.randn(300, 6, len(FEATURES))
+    lm = FEATURES.index("lm")
+    target = features[:, :5, lm].argmax(1)
+    lists = cross_fit(items, features, target, num_epochs=20, batch_size=16)
+    assert (lists[:, 0] == target).float().mean() > 0.9
+    assert (lists[:, 4] >= 0).all() and (lists[:, 5:] == -1).all()
+    blind = cross_fit(items, without_model(features), target, num_epochs=20, batch_size=16)
+    assert (blind[:, 0] == target).float().mean() < 0.4
+
+
+def test_fit_is_the_same_for_a_seed():
+    torch.manual_seed(0)
+    items, features = torch.arange(4).expand(50, 4), torch.randn(50, 4, len(FEATURES))
+    target = torch.randint(-1, 4, (50,))
+    first, second = (fit_gate(items, features, target, num_epochs=2, seed=3) for _ in range(2))
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.fixture
+def joined(model, split):
+    """A model with a memory and a gate that nothing was fitted for."""
+    torch.manual_seed(0)
+    model.set_gate(build_memory(split.training, split.num_items), TTDSGate(len(FEATURES)).eval())
+    return model
+
+
+def test_joined_lists_are_legal_and_survive_a_save(joined, tmp_path):
+    history = [joined.catalogue[row]["item_id"] for row in (3, 9, 12)]
+    lists = joined.recommend([history, []], top_k=10)
+    for found in lists:
+        assert len({r.item_id for r in found}) == 10
+        assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
+    assert not set(history) & {r.item_id for r in lists[0]}
+    assert lists != joined.recommend([history, []], top_k=10, gate=False)
+    joined.save_pretrained(tmp_path / "m")
+    joined.tokenizer.save_pretrained(tmp_path / "m")
+    again = TTDSForCausalLM.from_pretrained(tmp_path / "m").eval()
+    assert again.recommend([history, []], top_k=10) == lists
+
+
+def test_joined_lists_over_old_items_stay_when_items_come_and_go(joined):
+    old = [entry["item_id"] for entry in joined.catalogue]
+    before = joined.recommend([old[:3]], top_k=10, allowed=old, num_beams=80)
+    joined.add_items([{"item_id": "new", "title": "A walnut kettle"}])
+    after = joined.recommend([old[:3]], top_k=10, allowed=old, num_beams=80)
+    assert [r.item_id for r in after[0]] == [r.item_id for r in before[0]]
+    found = joined.recommend([["new"]], top_k=len(old), num_beams=len(old))[0]
+    assert len(found) == len(old)
+    few = joined.recommend([old[:3]], top_k=10, allowed=old[:5])[0]
+    assert {r.item_id for r in few} == set(old[3:5])
+    joined.remove_items(["new", old[4]])
+    assert old[4] not in {r.item_id for r in joined.recommend([old[:3]], top_k=60)[0]}
+
+
+def test_memory_of_a_plain_model_is_empty():
+    assert TTDSMemory(3, 0).scores(torch.tensor([[0, 1]]), (1.0, 1.0, 1.0)).sum() == 0
