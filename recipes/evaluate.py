@@ -13,6 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from modeling_ttds import TTDSForCausalLM  # noqa: E402
 from recipes import report, toyshop  # noqa: E402
 from recipes.data import read_data, split_data  # noqa: E402
+from recipes.gate import GENERATED  # noqa: E402
 
 
 def main() -> None:
@@ -37,11 +38,12 @@ def main() -> None:
     if names[: split.num_items] != data.catalogue.item_ids:
         raise SystemExit(f"{arguments.model} was built on another catalogue than the data set's.")
     rows = {}
-    names = {False: "TTDS, generated only", True: "TTDS"}
-    for gate in (False, True) if model.config.has_gate else (False,):
-        rows[names[gate]], lists = report.evaluate_model(
+    names = {GENERATED: False} | ({"TTDS": True} if model.config.has_gate else {})
+    for name, gate in names.items():
+        rows[name], lists = report.evaluate_model(
             model, split, arguments.split, arguments.num_beams, gate
         )
+    rows[GENERATED] |= report.index_metrics(model, split, arguments.split)
     rows |= report.baseline_rows(split, arguments.split, shop)
     report.write_run(output / "run.jsonl", split, arguments.split, lists)
     content = {"dataset": arguments.dataset_name or "toyshop", "data_sha256": data.sha256}

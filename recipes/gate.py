@@ -62,7 +62,7 @@ def build_memory(histories: list[np.ndarray], num_items: int, min_count: int = 1
 @torch.no_grad()
 def gate_data(
     model: TTDSForCausalLM, split: Split, which: str, num_beams: int, batch_size: int = 64
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Collect the candidates of every user with a target and their features.
 
     Args:
@@ -74,11 +74,12 @@ def gate_data(
 
     Returns:
         Item rows, padded with -1, (num_users, num_candidates), features, (num_users,
-        num_candidates, num_features), and which candidate is the target, or -1, (num_users,).
+        num_candidates, num_features), which candidate is the target, or -1, (num_users,), and what
+        the language model generates alone, padded with -1, (num_users, num_beams).
     """
     model.eval()
     users = split.users(which)
-    items, features = [], []
+    items, features, generated = [], [], []
     for first in tqdm(range(0, len(users), batch_size), desc="gate features", unit="batch"):
         shown = [split.history(u, which).tolist() for u in users[first : first + batch_size]]
         prompts = model.history_prompts(shown, shown)
@@ -87,11 +88,14 @@ def gate_data(
         beams = beam_search(model, *prompts, candidates, num_beams)[0][:, :num_beams]
         forbidden = model.forbidden(excluded, None)
         found = model.gate_features(shown, prompts, beams, forbidden)
-        items.append(F.pad(found[0], (0, num_beams - beams.shape[1]), value=-1))
-        features.append(F.pad(found[1], (0, 0, 0, num_beams - beams.shape[1])))
+        missing = num_beams - beams.shape[1]
+        items.append(F.pad(found[0], (0, missing), value=-1))
+        features.append(F.pad(found[1], (0, 0, 0, missing)))
+        generated.append(F.pad(beams, (0, missing), value=-1))
     items, features = torch.cat(items), torch.cat(features)
     match = items == torch.from_numpy(split.targets(which)[users])[:, None].to(items.device)
-    return items, features, torch.where(match.any(1), match.int().argmax(1), -1)
+    target = torch.where(match.any(1), match.int().argmax(1), -1)
+    return items, features, target, torch.cat(generated)
 
 
 def fit_gate(
@@ -186,9 +190,13 @@ def without_model(features: Tensor) -> Tensor:
     return features
 
 
+VIEWS = {"gate without a language model": without_model, "TTDS": lambda features: features}
+GENERATED = "TTDS, generated only"
+
+
 def join(
     model: TTDSForCausalLM, split: Split, *, num_beams: int, min_count: int, seed: int
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> tuple[dict[str, dict[str, dict[str, float]]], list[list[int]]]:
     """Give the model a memory and a gate, and measure what each part brings.
 
     Neither the language model nor the memory has seen the validation targets the gate is fitted on.
@@ -202,23 +210,26 @@ def join(
         seed: Seed of the fits.
 
     Returns:
-        Metrics per split and row: `gate without a language model` and `TTDS`, both joined.
+        Metrics per split and row, and the joined lists of the test users.
     """
     memory = build_memory(split.training, split.num_items, min_count)
     model.set_gate(memory.to(model.device), TTDSGate(len(FEATURES)).to(model.device))
-    items, features, target = gate_data(model, split, "validation", num_beams)
-    test_items, test_features, _ = gate_data(model, split, "test", num_beams)
-    metrics = {"validation": {}, "test": {}}
-    for row, view in (("gate without a language model", without_model), ("TTDS", lambda f: f)):
-        lists = cross_fit(items, view(features), target, seed=seed)
-        metrics["validation"][row] = evaluate_run(split, "validation", _rows(lists))
+    items, features, target, generated = gate_data(model, split, "validation", num_beams)
+    test_items, test_features, _, test_generated = gate_data(model, split, "test", num_beams)
+    lists = {"validation": {}, "test": {}}
+    for row, view in VIEWS.items():
+        lists["validation"][row] = cross_fit(items, view(features), target, seed=seed)
         gate = fit_gate(items, view(features), target, seed=seed)
-        lists = ranked(gate, test_items, view(test_features))
-        metrics["test"][row] = evaluate_run(split, "test", _rows(lists))
+        lists["test"][row] = ranked(gate, test_items, view(test_features))
     model.set_gate(model.memory, gate.to(model.device))
-    share = (target >= 0).float().mean().item()
-    metrics["validation"]["TTDS"]["candidate_recall"] = share
-    return metrics
+    lists["validation"][GENERATED] = generated[:, :20]
+    lists["test"][GENERATED] = test_generated[:, :20]
+    rows = {
+        which: {name: evaluate_run(split, which, _rows(found)) for name, found in named.items()}
+        for which, named in lists.items()
+    }
+    rows["validation"]["TTDS"]["candidate_recall"] = (target >= 0).float().mean().item()
+    return rows, _rows(lists["test"]["TTDS"])
 
 
 def _rows(lists: Tensor) -> list[list[int]]:

@@ -35,11 +35,19 @@ def evaluate_model(
         gate: Whether memory and gate join in.
     """
     lists = recommend_to(model, split, which, num_beams, gate=gate)
-    metrics = evaluate_run(split, which, lists)
-    metrics["unique_codes"] = len(model.item_codes.unique(dim=0)) / len(model.item_codes)
-    if not gate:
-        metrics["invalid_rate"] = invalid_rate(model, split, which)
-    return metrics, lists
+    return evaluate_run(split, which, lists), lists
+
+
+def index_metrics(model: TTDSForCausalLM, split: Split, which: str) -> dict[str, float]:
+    """Return the share of items with codes of their own and `invalid_rate`.
+
+    Args:
+        model: The model.
+        split: The split.
+        which: `"validation"` or `"test"`.
+    """
+    unique = len(model.item_codes.unique(dim=0)) / len(model.item_codes)
+    return {"unique_codes": unique, "invalid_rate": invalid_rate(model, split, which)}
 
 
 @torch.no_grad()

@@ -88,21 +88,21 @@ def main(
     refresh_index(model, freeze=True)
     model.share_index()
 
-    rows = {which: {} for which in ("validation", "test")}
-    for which in rows:
-        rows[which]["TTDS, generated only"], lists = report.evaluate_model(
-            model, split, which, options.num_beams, gate=False
-        )
     if options.gate:
-        joined = gate.join(
+        rows, lists = gate.join(
             model,
             split,
             num_beams=options.num_beams,
             min_count=options.memory_min_count,
             seed=training.seed,
         )
-        rows = {which: joined[which] | rows[which] for which in rows}
-        _, lists = report.evaluate_model(model, split, "test", options.num_beams, gate=True)
+    else:
+        rows = {"validation": {}, "test": {}}
+        for which in rows:
+            rows[which][gate.GENERATED], lists = report.evaluate_model(
+                model, split, which, options.num_beams, gate=False
+            )
+    rows["test"][gate.GENERATED] |= report.index_metrics(model, split, "test")
     for which in rows:
         rows[which] |= report.baseline_rows(split, which, shop)
 

@@ -128,5 +128,6 @@ def test_evaluate_gives_the_same_numbers(whole, tmp_path):
     theirs = json.loads((tmp_path / "metrics.json").read_text())["test"]
     ours = json.loads((folder / "metrics.json").read_text())["test"]
     assert theirs["popularity"] == ours["popularity"]
-    assert theirs["TTDS"] == ours["TTDS"]
+    assert theirs["TTDS"] == ours["TTDS"], "recommend ranks as the fit did"
+    assert theirs["TTDS, generated only"] == ours["TTDS, generated only"]
     assert (tmp_path / "run.jsonl").read_text() == (folder / "run.jsonl").read_text()
