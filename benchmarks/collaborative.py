@@ -2,8 +2,9 @@
 
 python benchmarks/collaborative.py FOLDER [FOLDER ...]
 
-An item's score is the cosine of its embedding with the recency-weighted mean of the history's;
-items of the history are left out (a target among them is a miss), a tie counts against the target. Test targets are not read.
+An item's score is its embedding's cosine with the recency-weighted mean of the history's. Items
+of the history are left out, so a target among them is a miss; a tie counts against the target. Test
+targets are not read.
 """
 
 import os
