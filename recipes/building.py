@@ -61,7 +61,10 @@ def build_model(
                 "`text_embeddings`; name the encoder that did, so that new items get embeddings "
                 "like the others'."
             )
-        text = embeddings.read_text_embeddings(options.text_embeddings, split.num_items)
+        file = Path(options.text_embeddings)
+        if not file.exists() and options.dataset_name is not None:
+            file = Path(options.dataset_name) / file
+        text = embeddings.read_text_embeddings(file, split.num_items)
     model = build_decoder(split, tokenizer, options, model_name_or_path, text)
     model.catalogue = split.data.catalogue.entries()
     model.tokenizer = tokenizer

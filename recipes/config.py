@@ -16,7 +16,8 @@ class TTDSArguments:
         tie_break: `published` or `shuffled` order of interactions with the same stamp.
         cache_dir: Where prepared embeddings are kept.
         text_encoder: `tokens`, `backbone`, or a Hub id or folder of an encoder.
-        text_embeddings: File of precomputed text embeddings, made by `text_encoder`.
+        text_embeddings: File of precomputed text embeddings, made by `text_encoder`; a name alone
+            is looked for in the data set's folder.
         text_dim: Width of the text embeddings that `tokens` makes.
         collaborative_dim: Width of the collaborative embeddings; 0 leaves the modality out.
         num_levels: Codes per entity.
