@@ -103,7 +103,9 @@ class TTDSConfig(PreTrainedConfig):
             towers as they are.
         lm_gradient: Whether the language model's loss reaches towers and codebooks.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
-        alignment_weight: Weight of the token alignment losses.
+        contrast_weight: Weight of the token alignment over the batch.
+        entity_weight: Weight of the token alignment per entity.
+        prompts: Per question the model was tuned for, its wording with slots.
         has_gate: Whether the model carries a memory and a gate.
         memory_pairs: Number of item pairs in the memory.
         tie_word_embeddings: Taken from the backbone; a value given here is ignored.
@@ -130,7 +132,9 @@ class TTDSConfig(PreTrainedConfig):
     tower_weight: float = 0.0
     lm_gradient: bool = False
     soft_target_weight: float = 0.0
-    alignment_weight: float = 0.0
+    contrast_weight: float = 0.0
+    entity_weight: float = 0.0
+    prompts: dict[str, str] | None = None
     has_gate: bool = False
     memory_pairs: int = 0
     tie_word_embeddings: bool = False
