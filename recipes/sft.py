@@ -82,6 +82,7 @@ def main(
     if resume in ("true", "True"):
         resume = last_whole_checkpoint(training.output_dir)
     trainer.train(resume_from_checkpoint=resume)
+    tuning = trainer.report()
     model.share_index()
 
     if options.gate:
@@ -112,6 +113,7 @@ def main(
         "seed": training.seed,
         "options": vars(options),
         "towers": towers,
+        "tuning": tuning,
         "seconds": round(time.perf_counter() - begun, 1),
     }
     report.write_json(folder / "metrics.json", facts | rows)

@@ -1,6 +1,7 @@
 """TTDSTrainer: TRL's SFTTrainer with the model's own loss, a moving index and ranking metrics."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,7 @@ class TTDSTrainer(SFTTrainer):
 
     def __init__(self, *args, examples: Examples, split: Split, options: TTDSArguments, **kwargs):
         self.examples, self.split, self.options = examples, split, options
+        self.num_tokens, self.begun, self.curve = 0, time.perf_counter(), []
         tokenizer = kwargs["processing_class"]
         training = kwargs["args"]
         training.remove_unused_columns = False
@@ -119,6 +121,8 @@ class TTDSTrainer(SFTTrainer):
         loss = outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
+        if model.training:
+            self.num_tokens += int(inputs["attention_mask"].sum())
         metrics = self._metrics["train" if model.training else "eval"]
         for name, value in outputs.losses.items():
             metrics[f"loss/{name}"].append(value.item())
@@ -168,7 +172,31 @@ class TTDSTrainer(SFTTrainer):
         ranking = rank_metrics(lists, self.split.validation_targets[users])
         chosen = {f"{metric_key_prefix}_{name}": ranking[name] for name in ("HR@10", "NDCG@10")}
         self.log(chosen)
+        seconds = round(time.perf_counter() - self.begun, 1)
+        self.curve.append(
+            {"step": self.state.global_step, "tokens": self.num_tokens, "seconds": seconds}
+            | {name: ranking[name] for name in ("HR@10", "NDCG@10")}
+        )
         return metrics | chosen
+
+    def report(self) -> dict[str, object]:
+        """Return what tuning took and how index and validation moved since this process began."""
+        refreshes = [
+            {name.removeprefix("index/"): value for name, value in entry.items()}
+            for entry in self.state.log_history
+            if "index/churn" in entry
+        ]
+        seconds = time.perf_counter() - self.begun
+        return {
+            "seconds": round(seconds, 1),
+            "tokens": self.num_tokens,
+            "tokens_per_second": round(self.num_tokens / seconds),
+            "validation": self.curve,
+            "refreshes": [
+                {name: value for name, value in entry.items() if "/" not in name}
+                for entry in refreshes
+            ],
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
