@@ -195,11 +195,15 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
 
     # Embeddings and logits
 
+    def _scaled(self, values: Tensor) -> Tensor:
+        """Return values of the towers, their gradient multiplied by `lm_gradient`."""
+        factor = self.config.lm_gradient
+        return values.detach() if not factor else factor * values + (1 - factor) * values.detach()
+
     def code_vectors(self) -> Tensor:
         """Return the projected codebook vector of every code token, (num_code_tokens, hidden)."""
         codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
-        if not self.config.lm_gradient:
-            codebooks = codebooks.detach()
+        codebooks = self._scaled(codebooks)
         projections = self.code_projections.to(codebooks.dtype)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
@@ -322,9 +326,8 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         for name, batch in entities.items():
             k = KINDS.index(name)
             residuals = batch.path.residuals
-            delta = torch.einsum(
-                "eld,ldh->elh", residuals - residuals.detach(), self.code_projections[k]
-            )
+            zeros = self._scaled(residuals) - residuals.detach()
+            delta = torch.einsum("eld,ldh->elh", zeros, self.code_projections[k])
             place = mask & (kind == k)
             added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
             embeddings = embeddings.index_put(
@@ -393,8 +396,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         place = mask & (kind == 0)
         tower = self.config.item_tower
         probabilities = self.item_tower.code_log_probs(items.path.residuals).exp()
-        if not self.config.lm_gradient:
-            probabilities = probabilities.detach()
+        probabilities = self._scaled(probabilities)
         probabilities = probabilities[torch.searchsorted(items.rows, row[place]), level[place]]
         first = self.config.code_token_start + level[place] * tower.num_codes
         columns = first[:, None] + torch.arange(tower.num_codes, device=first.device)

@@ -38,7 +38,8 @@ class TTDSArguments:
         freeze_at: Share of the steps after which a dynamic index is frozen.
         tower_learning_rate: Peak learning rate of the towers while the language model is tuned.
         tower_weight: Weight of the tower losses while the language model is tuned.
-        lm_gradient: Whether the language model's loss reaches the towers.
+        lm_gradient: Factor on the language model's gradient where it enters the towers; 0 keeps
+            it out.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
         contrast_weight: Weight of the token alignment among the entities of a batch.
         entity_weight: Weight of the token alignment per entity.
@@ -76,7 +77,7 @@ class TTDSArguments:
     freeze_at: float = 0.7
     tower_learning_rate: float = 1e-4
     tower_weight: float = 0.0
-    lm_gradient: bool = False
+    lm_gradient: float = 0.0
     soft_target_weight: float = 0.0
     contrast_weight: float = 0.0
     entity_weight: float = 0.0
