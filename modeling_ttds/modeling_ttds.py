@@ -41,6 +41,20 @@ class TTDSOutput(CausalLMOutputWithPast):
     losses: dict[str, Tensor] | None = None
 
 
+class TTDSCodeProjections(nn.Module):
+    """One matrix per kind and level, from codebook vectors to the language model's width.
+
+    Args:
+        config: Gives levels and widths.
+    """
+
+    def __init__(self, config: TTDSConfig):
+        super().__init__()
+        tower = config.item_tower
+        shape = (len(KINDS), tower.num_levels, tower.code_dim, config.backbone_config.hidden_size)
+        self.weight = nn.Parameter(torch.empty(shape))
+
+
 class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin):
     """A causal language model around two towers.
 
@@ -66,9 +80,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         self.lm_head = nn.Linear(backbone.hidden_size, backbone.vocab_size, bias=False)
         self.item_tower = TTDSTower(config.item_tower)
         self.user_tower = TTDSTower(config.user_tower)
-        self.code_projections = nn.Parameter(
-            torch.empty(len(KINDS), tower.num_levels, tower.code_dim, backbone.hidden_size)
-        )
+        self.code_projections = TTDSCodeProjections(config)
         if config.text_encoder == "tokens":
             self.token_table = TTDSTokenTable(config.code_token_start, tower.text_dim)
         if config.has_gate:
@@ -93,8 +105,9 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 if isinstance(part, nn.Linear):
                     init.xavier_uniform_(part.weight)
             init.normal_(module.codebooks, std=1.0)
+        elif isinstance(module, TTDSCodeProjections):
+            init.normal_(module.weight, std=self.config.item_tower.code_dim**-0.5 * 0.02)
         elif module is self:
-            init.normal_(self.code_projections, std=self.config.item_tower.code_dim**-0.5 * 0.02)
             for buffer in (self.item_codes, self.item_text, self.item_collaborative):
                 init.zeros_(buffer)
         elif isinstance(module, TTDSTokenTable | TTDSMemory):
@@ -204,7 +217,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         """Return the projected codebook vector of every code token, (num_code_tokens, hidden)."""
         codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
         codebooks = self._scaled(codebooks)
-        projections = self.code_projections.to(codebooks.dtype)
+        projections = self.code_projections.weight.to(codebooks.dtype)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -229,9 +242,11 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         k, tower = KINDS.index(kind), self.config.item_tower
         codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
         first = self.config.code_token_start + (k * tower.num_levels + level) * tower.num_codes
-        rows = self.lm_head.weight[first : first + tower.num_codes]
-        projected = (codebook @ self.code_projections[k, level]).to(rows.dtype)
-        return F.linear(hidden, rows + projected)
+        projected = (codebook @ self.code_projections.weight[k, level]).to(hidden.dtype)
+        if type(self.lm_head) is not nn.Linear:  # an adapter holds some of the rows
+            logits = self.lm_head(hidden)[..., first : first + tower.num_codes]
+            return logits + F.linear(hidden, projected)
+        return F.linear(hidden, self.lm_head.weight[first : first + tower.num_codes] + projected)
 
     # Loss
 
@@ -311,7 +326,10 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
             else:
                 tower, codes = self.user_tower, self.user_codes[rows]
                 embeddings = self.user_embeddings(self.user_histories[rows])
+            was_training = tower.training
+            tower.eval()  # the path of the codes that stand in the index, without dropout
             path = tower.quantise(tower.encode(*embeddings).mean, codes)
+            tower.train(was_training)
             entities[name] = _Entities(rows, embeddings, path)
         return entities
 
@@ -327,7 +345,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
             k = KINDS.index(name)
             residuals = batch.path.residuals
             zeros = self._scaled(residuals) - residuals.detach()
-            delta = torch.einsum("eld,ldh->elh", zeros, self.code_projections[k])
+            delta = torch.einsum("eld,ldh->elh", zeros, self.code_projections.weight[k])
             place = mask & (kind == k)
             added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
             embeddings = embeddings.index_put(

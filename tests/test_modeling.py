@@ -54,7 +54,7 @@ def test_embedding_of_a_code_is_its_row_plus_its_projected_codebook_vector(bound
     start, codes = bound.config.code_token_start, bound.config.item_tower.num_codes
     token = start + (LEVELS + 1) * codes + 5  # <user_1_5>
     expected = bound.get_input_embeddings().weight[token]
-    vector = bound.user_tower.codebooks[1, 5] @ bound.code_projections[1, 1]
+    vector = bound.user_tower.codebooks[1, 5] @ bound.code_projections.weight[1, 1]
     torch.testing.assert_close(bound.embed(torch.tensor([token]))[0], expected + vector)
     hidden = torch.randn(2, bound.config.backbone_config.hidden_size)
     logits = bound.token_logits(hidden)
@@ -127,7 +127,7 @@ def test_straight_through_gradient_is_that_of_the_embedded_residual(bound):
             moved = residuals() - today
             for entity, row in enumerate(rows.tolist()):
                 for level in range(LEVELS):
-                    added = moved[entity, level] @ bound.code_projections[0, level]
+                    added = moved[entity, level] @ bound.code_projections.weight[0, level]
                     embeddings[0, places[row] + level] += added
             states = bound.model(inputs_embeds=embeddings).last_hidden_state
             target = bound.bind(labels)[0, 1:]
