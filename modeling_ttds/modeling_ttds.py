@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -487,18 +487,23 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
 
     @torch.no_grad()
     def add_items(
-        self, items: Iterable[dict[str, str]], text_embeddings: Tensor | None = None
+        self,
+        items: Iterable[dict[str, str]],
+        text_embeddings: Tensor | None = None,
+        histories: Iterable[Sequence[str]] = (),
     ) -> None:
-        """Give new items codes of their own from their text; no weight and no old code changes.
+        """Give new items codes of their own from text and company; no weight, no old code changes.
 
         Args:
             items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`.
             text_embeddings: Their text embeddings, (len(items), text_dim); by default made from
                 their text by `embed_texts`.
+            histories: Histories that hold new items, as item ids, if there are any yet: a new
+                item's collaborative embedding is the mean of the known items' beside it.
 
         Raises:
-            ValueError: An item id is missing, known or there twice, an embedding does not fit, or
-                the codes are used up.
+            ValueError: An item id is missing, known or there twice, an embedding does not fit, a
+                history holds an unknown item, or the codes are used up.
         """
         items = list(items)
         known = set(self.row_of)
@@ -520,9 +525,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 f"{tuple(text_embeddings.shape)}."
             )
         text = text_embeddings.to(self.item_text)
-        collaborative = self.item_collaborative.new_zeros(
-            len(items), self.config.item_tower.collaborative_dim
-        )
+        collaborative = self._company([item["item_id"] for item in items], histories)
         latents = self.item_tower.encode(text, collaborative).mean
         codebooks = self.item_tower.codebooks
         codes = self.item_tower.quantise(latents).codes
@@ -539,6 +542,20 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 for item in items
             ]
         )
+
+    def _company(self, item_ids: list[str], histories: Iterable[Sequence[str]]) -> Tensor:
+        new = {item: number for number, item in enumerate(item_ids)}
+        sums = self.item_collaborative.new_zeros(
+            len(item_ids), self.config.item_tower.collaborative_dim
+        )
+        for number, history in enumerate(histories):
+            unknown = [item for item in history if item not in self.row_of and item not in new]
+            if unknown:
+                raise ValueError(f"History {number} holds the unknown item {unknown[0]!r}.")
+            beside = self.item_collaborative[[self.row_of[i] for i in history if i in self.row_of]]
+            for item in set(history) & set(new):
+                sums[new[item]] += beside.sum(0)
+        return F.normalize(sums, dim=-1)
 
     def remove_items(self, item_ids: Iterable[str]) -> None:
         """Take items out of catalogue, index and trie; the others keep their codes.

@@ -19,6 +19,7 @@ from transformers import (
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.building import build_model, build_tokenizer
+from recipes.data import write_data
 from recipes.examples import Examples, collate
 from recipes.vocabulary import train_vocabulary
 from tests.conftest import ROOT, SMALL
@@ -93,7 +94,7 @@ def test_a_backbone_keeps_its_weights_and_recommends(
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied"])
 def test_an_adapter_trains_code_tokens_and_towers_and_merges(backbones, name, tmp_path, shop):
-    shop.write(tmp_path / "data")
+    write_data(shop.data, tmp_path / "data")
     (tmp_path / "small.yaml").write_text(SMALL)
     run = tmp_path / "run"
     command = [

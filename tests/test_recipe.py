@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipes.data import write_data
 from tests.conftest import ROOT, SMALL
 
 
@@ -17,7 +18,7 @@ from tests.conftest import ROOT, SMALL
 def recipe(tmp_path_factory, shop):
     """Return a function that runs the recipe on a small data set of three tables."""
     folder = tmp_path_factory.mktemp("recipe")
-    shop.write(folder / "data")
+    write_data(shop.data, folder / "data")
     (folder / "small.yaml").write_text(SMALL)
 
     def run(output, *arguments, check=True, launch=False):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipes.data import write_data
 from tests.conftest import ROOT, SMALL
 
 DYNAMIC = """
@@ -41,7 +42,7 @@ num_train_epochs: 3
 def dynamic(tmp_path_factory, shop):
     """Return the command of a small run with a moving index, for an output folder."""
     folder = tmp_path_factory.mktemp("dynamic")
-    shop.write(folder / "data")
+    write_data(shop.data, folder / "data")
     (folder / "dynamic.yaml").write_text(SMALL.replace("num_codes: 8\n", "").replace(
         "num_train_epochs: 2\n", "") + DYNAMIC)  # fmt: skip
 
@@ -157,7 +158,8 @@ def test_two_processes_do_as_one_with_twice_the_batch(dynamic):
     folder, command = dynamic
     (folder / "spy.py").write_text(SPY)
     settings = ["--dropout", "0", "--tower_weight", "0", "--contrast_weight", "0",
-                "--entity_weight", "0", "--save_strategy", "no", "--dataloader_drop_last", "true"]  # fmt: skip
+                "--entity_weight", "0", "--save_strategy", "no",
+                "--dataloader_drop_last", "true"]  # fmt: skip
 
     def run(output, start, batch):
         arguments = command(output, *settings, "--per_device_train_batch_size", str(batch))[2:]
