@@ -103,10 +103,11 @@ class TTDSTrainer(SFTTrainer):
         tokenizer = kwargs["processing_class"]
         training = kwargs["args"]
         training.remove_unused_columns = False
+        training.prediction_loss_only = True
         training.dataset_kwargs = {"skip_prepare_dataset": True}
         texts = EntityTexts(examples) if options.contrast_weight or options.entity_weight else None
         kwargs["data_collator"] = lambda rows: collate(rows, tokenizer.pad_token_id, texts)
-        kwargs["eval_dataset"] = examples.validation(options.eval_users)
+        kwargs["eval_dataset"] = examples.validation()
         super().__init__(*args, train_dataset=examples.as_dataset(), **kwargs)
         self.add_callback(SealCheckpoint(self))
         if options.refresh_steps:
@@ -124,7 +125,9 @@ class TTDSTrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the model's own loss and log its parts."""
-        outputs = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch)
+        outputs = model(
+            **inputs, use_cache=False, num_items_in_batch=num_items_in_batch, logits_to_keep=1
+        )
         loss = outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
