@@ -71,7 +71,12 @@ class TTDSArguments:
     max_history: int = 20
     per_position: bool = False
     user_tokens: bool = True
-    tasks: dict[str, float] | None = None
+    tasks: dict[str, float] | None = field(
+        default_factory=lambda: {
+            "query": 0.3, "search": 0.15, "next_user": 0.15, "profile_of_history": 0.1,
+            "bought_together": 0.2,
+        }
+    )  # fmt: skip
     max_text_tokens: int = 32
     refresh_steps: int = 0
     freeze_at: float = 0.7

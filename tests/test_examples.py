@@ -26,7 +26,7 @@ TASKS = {task: 0.5 for task in tasks.USER_TASKS | tasks.ITEM_TASKS}
 
 
 def sequences(split, states, tokenizer, seed=0, **options):
-    return Examples(split, states, tokenizer, TTDSArguments(**options), seed)
+    return Examples(split, states, tokenizer, TTDSArguments(**({"tasks": {}} | options)), seed)
 
 
 def test_sequence_form_continues_the_state_it_names(split, states, tokenizer):

@@ -44,7 +44,7 @@ def dynamic(tmp_path_factory, shop):
     folder = tmp_path_factory.mktemp("dynamic")
     write_data(shop.data, folder / "data")
     (folder / "dynamic.yaml").write_text(SMALL.replace("num_codes: 8\n", "").replace(
-        "num_train_epochs: 2\n", "") + DYNAMIC)  # fmt: skip
+        "num_train_epochs: 2\n", "").replace("tasks: {}\n", "") + DYNAMIC)  # fmt: skip
 
     def command(output, *arguments):
         return [
