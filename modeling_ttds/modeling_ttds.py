@@ -58,6 +58,11 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    # In half precision the language model is halved, not what makes codes: they stay the same.
+    _keep_in_fp32_modules_strict = {
+        r"^(item_tower|user_tower|token_table|gate)\.",
+        r"^(item_text|item_collaborative|memory\.values|memory\.popularity)$",
+    }
 
     def __init__(self, config: TTDSConfig):
         super().__init__(config)
@@ -224,8 +229,8 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
         first = self.config.code_token_start + (k * tower.num_levels + level) * tower.num_codes
         rows = self.lm_head.weight[first : first + tower.num_codes]
-        projected = (codebook @ self.code_projections[k, level]).to(rows.dtype)
-        return F.linear(hidden, rows + projected)
+        projected = codebook @ self.code_projections[k, level].to(codebook.dtype)
+        return F.linear(hidden, rows + projected.to(rows.dtype))
 
     # Loss
 
@@ -306,9 +311,8 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         for name, batch in entities.items():
             k = KINDS.index(name)
             residuals = batch.path.residuals
-            delta = torch.einsum(
-                "eld,ldh->elh", residuals - residuals.detach(), self.code_projections[k]
-            )
+            projections = self.code_projections[k].to(residuals.dtype)
+            delta = torch.einsum("eld,ldh->elh", residuals - residuals.detach(), projections)
             place = mask & (kind == k)
             added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
             embeddings = embeddings.index_put(
