@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
 from .index_ttds import unique_codes
 from .memory_ttds import FEATURES, TTDSGate, TTDSMemory
+from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .recommendation_ttds import TTDSRecommendationMixin
 from .text_ttds import (
     TTDSTokenTable,
