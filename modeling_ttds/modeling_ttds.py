@@ -112,11 +112,13 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
 
     # Entities and their codes
 
-    def bind(self, ids: Tensor) -> Tensor:
+    def bind(self, ids: Tensor, user_codes: Tensor | None = None) -> Tensor:
         """Replace placeholder ids by today's code tokens; other ids stay as they are.
 
         Args:
             ids: Token ids, placeholder ids or -100, of any shape.
+            user_codes: Codes of the users that the ids name, (num_users, num_levels); by default
+                those of the attached users.
 
         Raises:
             ValueError: A user is named, but no user states are attached.
@@ -127,14 +129,14 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         codes = self.item_codes[torch.where(kind == 0, row, 0), level]
         is_user = mask & (kind == 1)
         if is_user.any():
-            if not hasattr(self, "user_codes"):
+            if user_codes is None:
+                user_codes = getattr(self, "user_codes", None)
+            if user_codes is None:
                 raise ValueError(
                     "The prompt names a user by row, but no user states are attached; "
                     "call `attach_users` first or write the user's code tokens."
                 )
-            codes = torch.where(
-                is_user, self.user_codes[torch.where(is_user, row, 0), level], codes
-            )
+            codes = torch.where(is_user, user_codes[torch.where(is_user, row, 0), level], codes)
         tower = self.config.item_tower
         block = (kind * tower.num_levels + level) * tower.num_codes
         return torch.where(mask, self.config.code_token_start + block + codes, ids)
@@ -199,11 +201,15 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
 
     # Embeddings and logits
 
+    def _scaled(self, values: Tensor) -> Tensor:
+        """Return values of the towers, their gradient multiplied by `lm_gradient`."""
+        factor = self.config.lm_gradient
+        return values.detach() if not factor else factor * values + (1 - factor) * values.detach()
+
     def code_vectors(self) -> Tensor:
         """Return the projected codebook vector of every code token, (num_code_tokens, hidden)."""
         codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
-        if not self.config.lm_gradient:
-            codebooks = codebooks.detach()
+        codebooks = self._scaled(codebooks)
         projections = self.code_projections.to(codebooks.dtype)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
@@ -243,6 +249,8 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        entity_ids: Tensor | None = None,
+        entity_text_ids: Tensor | None = None,
         **kwargs,
     ) -> TTDSOutput:
         """Run the language model on ids that may hold placeholders.
@@ -255,6 +263,9 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 are then computed where a label stands only, and not returned.
             logits_to_keep: How many of the last positions get logits; 0 means all.
             num_items_in_batch: Number of labels the loss is averaged over; by default this batch's.
+            entity_ids: Placeholder ids of entities of the batch whose code tokens are aligned with
+                their text, (num_entities, num_levels).
+            entity_text_ids: Their text, padded on the right with -100, (num_entities, text_length).
             **kwargs: Passed on to the trunk.
         """
         entities = {}
@@ -268,6 +279,15 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         loss, losses, logits = None, None, None
         if labels is not None:
             loss, losses = self._loss(hidden, labels, entities, num_items_in_batch)
+            if self.training and entity_ids is not None and len(entity_ids) > 1:
+                # This batch's share of the step, as of the tower losses.
+                share = 1.0
+                if num_items_in_batch is not None:
+                    share = (labels[:, 1:] != -100).sum() / num_items_in_batch
+                contrast, entity = self._alignment(entity_ids, entity_text_ids, entities)
+                weighted = self.config.contrast_weight * contrast
+                loss = loss + share * (weighted + self.config.entity_weight * entity)
+                losses |= {"align_contrast": contrast.detach(), "align_entity": entity.detach()}
         if labels is None or not self.training:
             keep = (
                 slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -312,8 +332,9 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         for name, batch in entities.items():
             k = KINDS.index(name)
             residuals = batch.path.residuals
-            projections = self.code_projections[k].to(residuals.dtype)
-            delta = torch.einsum("eld,ldh->elh", residuals - residuals.detach(), projections)
+            zeros = self._scaled(residuals) - residuals.detach()
+            projections = self.code_projections[k].to(zeros.dtype)
+            delta = torch.einsum("eld,ldh->elh", zeros, projections)
             place = mask & (kind == k)
             added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
             embeddings = embeddings.index_put(
@@ -353,6 +374,26 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 }
         return loss, losses
 
+    def _alignment(
+        self, ids: Tensor, text_ids: Tensor, entities: dict[str, "_Entities"]
+    ) -> tuple[Tensor, Tensor]:
+        # Token alignment: the pooled state of an entity's code tokens goes to that of its text
+        # (which gets no gradient), among the entities of the batch and one by one.
+        embeddings = self._let_gradient_through(self.embed(self.bind(ids)), ids, entities)
+        states = self.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state.mean(1)
+        real = text_ids >= 0
+        with torch.no_grad():
+            texts = self.model(
+                inputs_embeds=self.embed(text_ids.clamp_min(0)),
+                attention_mask=real.long(),
+                use_cache=False,
+            ).last_hidden_state
+            texts = (texts * real[..., None]).sum(1)
+        cosines = F.normalize(states.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+        own = torch.arange(len(ids), device=ids.device)
+        logits = cosines / self.config.item_tower.contrastive_temperature
+        return F.cross_entropy(logits, own), 1 - cosines.diagonal().mean()
+
     def _soft_nll(
         self, log_probs: Tensor, targets: Tensor, bound: Tensor, items: "_Entities"
     ) -> Tensor:
@@ -362,8 +403,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         place = mask & (kind == 0)
         tower = self.config.item_tower
         probabilities = self.item_tower.code_log_probs(items.path.residuals).exp()
-        if not self.config.lm_gradient:
-            probabilities = probabilities.detach()
+        probabilities = self._scaled(probabilities)
         probabilities = probabilities[torch.searchsorted(items.rows, row[place]), level[place]]
         first = self.config.code_token_start + level[place] * tower.num_codes
         columns = first[:, None] + torch.arange(tower.num_codes, device=first.device)

@@ -12,16 +12,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from transformers import set_seed  # noqa: E402
-from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
 from recipes import gate, report, toyshop  # noqa: E402
 from recipes.building import build_model, build_tokenizer  # noqa: E402
 from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments  # noqa: E402
 from recipes.data import read_data, split_data  # noqa: E402
-from recipes.examples import NextItemExamples, UserStates  # noqa: E402
-from recipes.index import refresh_index  # noqa: E402
-from recipes.trainer import TTDSTrainer  # noqa: E402
+from recipes.examples import Examples, UserStates  # noqa: E402
+from recipes.trainer import TTDSTrainer, last_whole_checkpoint  # noqa: E402
 
 
 def check_output(options: TTDSArguments, training: TTDSTrainingArguments) -> None:
@@ -75,17 +73,16 @@ def main(
     trainer = TTDSTrainer(
         model=model,
         args=training,
-        examples=NextItemExamples(split, states, tokenizer, options.per_position, training.seed),
-        eval_dataset=NextItemExamples.validation(split, states, tokenizer).as_dataset(),
+        examples=Examples(split, states, tokenizer, options, training.seed, training.max_length),
         processing_class=tokenizer,
         split=split,
         options=options,
     )
     resume = training.resume_from_checkpoint
     if resume in ("true", "True"):
-        resume = get_last_checkpoint(training.output_dir)
+        resume = last_whole_checkpoint(training.output_dir)
     trainer.train(resume_from_checkpoint=resume)
-    refresh_index(model, freeze=True)
+    tuning = trainer.report()
     model.share_index()
 
     if options.gate:
@@ -116,6 +113,7 @@ def main(
         "seed": training.seed,
         "options": vars(options),
         "towers": towers,
+        "tuning": tuning,
         "seconds": round(time.perf_counter() - begun, 1),
     }
     report.write_json(folder / "metrics.json", facts | rows)

@@ -88,7 +88,7 @@ def first_layers(model):
 
 
 def test_language_model_loss_reaches_both_towers(bound):
-    bound.config.lm_gradient, bound.config.tower_weight = True, 0.0
+    bound.config.lm_gradient, bound.config.tower_weight = 1.0, 0.0
     ids, labels = prompt(3, [1, 2], [4, 5])
     bound(input_ids=ids, labels=labels).loss.backward()
     for name, weight in first_layers(bound).items():
@@ -104,7 +104,7 @@ def test_without_the_gradient_path_the_towers_stay_out(bound):
 
 def test_straight_through_gradient_is_that_of_the_embedded_residual(bound):
     """With the codebook vector replaced by the residual, a numeric derivative agrees."""
-    bound.config.lm_gradient = True
+    bound.config.lm_gradient = 1.0
     bound.double()
     ids, labels = prompt(3, [1], [4])
     weight = bound.item_tower.encoders["text"][0].weight
@@ -146,7 +146,7 @@ def test_straight_through_gradient_is_that_of_the_embedded_residual(bound):
 
 
 def test_soft_targets_let_codes_move_to_where_the_model_predicts(bound):
-    bound.config.lm_gradient, bound.config.soft_target_weight = True, 0.5
+    bound.config.lm_gradient, bound.config.soft_target_weight = 1.0, 0.5
     ids, labels = prompt(3, [1], [4])
     hard = bound.eval()(input_ids=ids, labels=labels).loss
     loss = bound.train()(input_ids=ids, labels=labels).loss
