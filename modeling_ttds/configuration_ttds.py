@@ -27,12 +27,6 @@ def code_token(kind: str, level: int, code: int) -> str:
     return f"<{kind}_{level}_{code}>"
 
 
-def custom_pipelines() -> dict[str, dict]:
-    """Return what `pipeline()` reads to find the pipeline of a model."""
-    task = {"impl": "pipeline_ttds.TTDSPipeline", "pt": ["AutoModelForCausalLM"], "type": "text"}
-    return {"sequential-recommendation": task}
-
-
 @strict
 class TTDSTowerConfig(PreTrainedConfig):
     """Configuration of one tower, a dual-modality variational auto-encoder with residual codes.
@@ -156,7 +150,13 @@ class TTDSConfig(PreTrainedConfig):
             "AutoModel": "modeling_ttds.TTDSForCausalLM",
             "AutoModelForCausalLM": "modeling_ttds.TTDSForCausalLM",
         }
-        self.custom_pipelines = custom_pipelines()
+        self.custom_pipelines = {
+            "sequential-recommendation": {
+                "impl": "pipeline_ttds.TTDSPipeline",
+                "pt": ["AutoModelForCausalLM"],
+                "type": "text",
+            }
+        }
         for name in ("num_levels", "num_codes", "code_dim"):
             item, user = getattr(self.item_tower, name), getattr(self.user_tower, name)
             if item != user:
@@ -167,11 +167,6 @@ class TTDSConfig(PreTrainedConfig):
             raise ValueError(
                 f"`soft_target_weight` is {self.soft_target_weight}; it must be in [0, 1)."
             )
-
-    def to_dict(self) -> dict:
-        """Return the configuration as JSON can hold it."""
-        # `pipeline()` puts classes where `custom_pipelines` has their names.
-        return super().to_dict() | {"custom_pipelines": custom_pipelines()}
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """Return the backbone's configuration, which describes the vocabulary and the decoder."""
