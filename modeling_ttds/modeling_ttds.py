@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +13,12 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
+from .catalogue_ttds import TTDSCatalogueMixin
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
-from .index_ttds import unique_codes
 from .memory_ttds import FEATURES, TTDSGate, TTDSMemory
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .recommendation_ttds import TTDSRecommendationMixin
-from .text_ttds import (
-    TTDSTokenTable,
-    encode_by_encoder,
-    encode_with_transformer,
-    item_text,
-)
-from .tokenization_ttds import TTDSTokenizer
+from .text_ttds import TTDSTokenTable
 from .towers_ttds import TTDSPath, TTDSTower
 
 CATALOGUE_FILE = "catalogue.jsonl"
@@ -42,7 +35,23 @@ class TTDSOutput(CausalLMOutputWithPast):
     losses: dict[str, Tensor] | None = None
 
 
-class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin):
+class TTDSCodeProjections(nn.Module):
+    """One matrix per kind and level, from codebook vectors to the language model's width.
+
+    Args:
+        config: Gives levels and widths.
+    """
+
+    def __init__(self, config: TTDSConfig):
+        super().__init__()
+        tower = config.item_tower
+        shape = (len(KINDS), tower.num_levels, tower.code_dim, config.backbone_config.hidden_size)
+        self.weight = nn.Parameter(torch.empty(shape))
+
+
+class TTDSForCausalLM(
+    PreTrainedModel, TTDSCatalogueMixin, TTDSRecommendationMixin, GenerationMixin
+):
     """A causal language model around two towers.
 
     The trunk is any causal language model without its head. The vocabulary holds every code token
@@ -72,9 +81,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         self.lm_head = nn.Linear(backbone.hidden_size, backbone.vocab_size, bias=False)
         self.item_tower = TTDSTower(config.item_tower)
         self.user_tower = TTDSTower(config.user_tower)
-        self.code_projections = nn.Parameter(
-            torch.empty(len(KINDS), tower.num_levels, tower.code_dim, backbone.hidden_size)
-        )
+        self.code_projections = TTDSCodeProjections(config)
         if config.text_encoder == "tokens":
             self.token_table = TTDSTokenTable(config.code_token_start, tower.text_dim)
         if config.has_gate:
@@ -99,8 +106,9 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 if isinstance(part, nn.Linear):
                     init.xavier_uniform_(part.weight)
             init.normal_(module.codebooks, std=1.0)
+        elif isinstance(module, TTDSCodeProjections):
+            init.normal_(module.weight, std=self.config.item_tower.code_dim**-0.5 * 0.02)
         elif module is self:
-            init.normal_(self.code_projections, std=self.config.item_tower.code_dim**-0.5 * 0.02)
             for buffer in (self.item_codes, self.item_text, self.item_collaborative):
                 init.zeros_(buffer)
         elif isinstance(module, TTDSTokenTable | TTDSMemory):
@@ -210,7 +218,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         """Return the projected codebook vector of every code token, (num_code_tokens, hidden)."""
         codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
         codebooks = self._scaled(codebooks)
-        projections = self.code_projections.to(codebooks.dtype)
+        projections = self.code_projections.weight.to(codebooks.dtype)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -235,9 +243,12 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         k, tower = KINDS.index(kind), self.config.item_tower
         codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
         first = self.config.code_token_start + (k * tower.num_levels + level) * tower.num_codes
-        rows = self.lm_head.weight[first : first + tower.num_codes]
-        projected = codebook @ self.code_projections[k, level].to(codebook.dtype)
-        return F.linear(hidden, rows + projected.to(rows.dtype))
+        projections = self.code_projections.weight[k, level].to(codebook.dtype)
+        projected = (codebook @ projections).to(hidden.dtype)
+        if type(self.lm_head) is not nn.Linear:  # an adapter holds some of the rows
+            logits = self.lm_head(hidden)[..., first : first + tower.num_codes]
+            return logits + F.linear(hidden, projected)
+        return F.linear(hidden, self.lm_head.weight[first : first + tower.num_codes] + projected)
 
     # Loss
 
@@ -317,7 +328,10 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
             else:
                 tower, codes = self.user_tower, self.user_codes[rows]
                 embeddings = self.user_embeddings(self.user_histories[rows])
+            was_training = tower.training
+            tower.eval()  # the path of the codes that stand in the index, without dropout
             path = tower.quantise(tower.encode(*embeddings).mean, codes)
+            tower.train(was_training)
             entities[name] = _Entities(rows, embeddings, path)
         return entities
 
@@ -333,7 +347,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
             k = KINDS.index(name)
             residuals = batch.path.residuals
             zeros = self._scaled(residuals) - residuals.detach()
-            projections = self.code_projections[k].to(zeros.dtype)
+            projections = self.code_projections.weight[k].to(zeros.dtype)
             delta = torch.einsum("eld,ldh->elh", zeros, projections)
             place = mask & (kind == k)
             added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
@@ -409,153 +423,6 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         columns = first[:, None] + torch.arange(tower.num_codes, device=first.device)
         soft = -(probabilities * log_probs[place].gather(1, columns)).sum(-1)
         return torch.zeros_like(bound, dtype=soft.dtype).masked_scatter(place, soft)
-
-    # Catalogue
-
-    @property
-    def catalogue(self) -> list[dict[str, str]]:
-        """The items in row order: `item_id` and, where known, `title`, `brand`, `categories`."""
-        return self._catalogue
-
-    @catalogue.setter
-    def catalogue(self, entries: list[dict[str, str]]) -> None:
-        if len(entries) != len(self.item_codes):
-            raise ValueError(
-                f"`catalogue` has {len(entries)} entries for {len(self.item_codes)} items."
-            )
-        self._catalogue = entries
-        self.row_of = {entry["item_id"]: row for row, entry in enumerate(entries)}
-
-    @property
-    def tokenizer(self) -> TTDSTokenizer:
-        """The tokenizer beside the model, loaded from its folder or repository on first need."""
-        if self._tokenizer is None:
-            self.tokenizer = TTDSTokenizer.from_pretrained(
-                self.name_or_path, revision=self._revision
-            )
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: TTDSTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def share_index(self) -> None:
-        """Tell the tokenizer today's codes, for `encode_items` and `decode_items`."""
-        item_ids = [entry["item_id"] for entry in self.catalogue]
-        self.tokenizer.set_item_index(item_ids, self.item_codes.tolist())
-
-    @torch.no_grad()
-    def embed_texts(self, texts: Iterable[str]) -> Tensor:
-        """Return text embeddings as `config.text_encoder` makes them, (num_texts, text_dim).
-
-        Args:
-            texts: Plain texts; an empty one gives a zero row.
-        """
-        texts = list(texts)
-        if self.config.text_encoder not in ("tokens", "backbone"):
-            return encode_by_encoder(self.config.text_encoder, texts, device=self.device).to(
-                self.device
-            )
-        ids = [self.tokenizer.encode_text(text) for text in texts]
-        if self.config.text_encoder == "tokens":
-            return self.token_table.encode(ids)
-        was_training = self.training
-        self.eval()
-        embeddings = encode_with_transformer(
-            lambda ids, mask: (
-                self.model(
-                    inputs_embeds=self.embed(ids), attention_mask=mask, use_cache=False
-                ).last_hidden_state
-            ),
-            ids,
-            pad_token_id=self.tokenizer.pad_token_id,
-            device=self.device,
-        )
-        self.train(was_training)
-        return embeddings.to(self.device)
-
-    @torch.no_grad()
-    def add_items(
-        self, items: Iterable[dict[str, str]], text_embeddings: Tensor | None = None
-    ) -> None:
-        """Give new items codes of their own from their text; no weight and no old code changes.
-
-        Args:
-            items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`.
-            text_embeddings: Their text embeddings, (len(items), text_dim); by default made from
-                their text by `embed_texts`.
-
-        Raises:
-            ValueError: An item id is missing, known or there twice, an embedding does not fit, or
-                the codes are used up.
-        """
-        items = list(items)
-        known = set(self.row_of)
-        for number, item in enumerate(items):
-            name = item.get("item_id")
-            if not name or not isinstance(name, str):
-                raise ValueError(f"Item {number} has no `item_id`; give each a string.")
-            if name in known:
-                raise ValueError(f"`item_id` {name!r} of item {number} is there already.")
-            known.add(name)
-        if not items:
-            return
-        if text_embeddings is None:
-            text_embeddings = self.embed_texts(item_text(item) for item in items)
-        expected = (len(items), self.config.item_tower.text_dim)
-        if text_embeddings.shape != expected or not text_embeddings.isfinite().all():
-            raise ValueError(
-                f"`text_embeddings` must be finite and of shape {expected}; they have the shape "
-                f"{tuple(text_embeddings.shape)}."
-            )
-        text = text_embeddings.to(self.item_text)
-        collaborative = self.item_collaborative.new_zeros(
-            len(items), self.config.item_tower.collaborative_dim
-        )
-        latents = self.item_tower.encode(text, collaborative).mean
-        codebooks = self.item_tower.codebooks
-        codes = self.item_tower.quantise(latents).codes
-        codes = unique_codes(latents, codebooks, codes, taken=self.item_codes)
-        self.item_codes = torch.cat([self.item_codes, codes])
-        self.item_text = torch.cat([self.item_text, text])
-        self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
-        if self.config.has_gate:
-            self.memory.extend(len(items))
-        self._catalogue_changed(
-            self.catalogue
-            + [
-                {name: item.get(name) or "" for name in ("item_id", "title", "brand", "categories")}
-                for item in items
-            ]
-        )
-
-    def remove_items(self, item_ids: Iterable[str]) -> None:
-        """Take items out of catalogue, index and trie; the others keep their codes.
-
-        Args:
-            item_ids: Ids of the items.
-
-        Raises:
-            ValueError: An item is unknown, or none would be left.
-        """
-        rows = self.history_rows([list(item_ids)], "error")[0]
-        keep = torch.ones(len(self.item_codes), dtype=torch.bool, device=self.device)
-        keep[rows] = False
-        if not keep.any():
-            raise ValueError("`remove_items` would leave no item; keep at least one.")
-        self.item_codes = self.item_codes[keep]
-        self.item_text = self.item_text[keep]
-        self.item_collaborative = self.item_collaborative[keep]
-        if self.config.has_gate:
-            self.memory.keep(keep)
-            self.config.memory_pairs = len(self.memory.others)
-        gone = set(rows)
-        self._catalogue_changed([e for r, e in enumerate(self.catalogue) if r not in gone])
-
-    def _catalogue_changed(self, entries: list[dict[str, str]]) -> None:
-        self.config.num_items = len(self.item_codes)
-        self.catalogue = entries
-        self.share_index()
 
     # Save and load
 

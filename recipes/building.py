@@ -179,7 +179,7 @@ def init_code_projections(model: TTDSForCausalLM) -> None:
     for kind, tower in enumerate((model.item_tower, model.user_tower)):
         for level, codebook in enumerate(tower.codebooks):
             scale = std / (codebook.std() * codebook.shape[1] ** 0.5)
-            nn.init.normal_(model.code_projections[kind, level], std=scale.item())
+            nn.init.normal_(model.code_projections.weight[kind, level], std=scale.item())
 
 
 def _compact_config(tokenizer: TTDSTokenizer, options: TTDSArguments) -> GPTNeoXConfig:

@@ -17,6 +17,8 @@ from recipes.config import TTDSArguments
 from recipes.data import Split
 from recipes.tasks import Past, Wording
 
+VALIDATION_ROWS = 256
+
 
 class UserStates:
     """Users as of moments: row r is a user who has seen the first t items of the training history.
@@ -126,8 +128,8 @@ class Examples:
 
         return datasets.Dataset.from_dict({"index": range(len(self))}).with_transform(make)
 
-    def validation(self, count: int = 1000) -> dict[str, datasets.Dataset]:
-        """Return, per task, examples whose answers training has not seen.
+    def validation(self, count: int = VALIDATION_ROWS) -> dict[str, datasets.Dataset]:
+        """Return, per task, examples as of the moment before the validation target.
 
         Args:
             count: How many of a task at most.

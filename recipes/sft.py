@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from transformers import set_seed  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
-from recipes import card, gate, hub, report, toyshop  # noqa: E402
+from recipes import adapter, card, gate, hub, report, toyshop  # noqa: E402
 from recipes.building import build_model, build_tokenizer  # noqa: E402
 from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments  # noqa: E402
 from recipes.data import read_data, split_data  # noqa: E402
@@ -72,8 +72,16 @@ def main(
         model.item_tower.requires_grad_(False)
         model.user_tower.requires_grad_(False)
 
+    folder = Path(training.output_dir)
+    peft_config = None
+    if model_config.use_peft:
+        peft_config = adapter.lora_config(model, model_config)
+        if not training.resume_from_checkpoint and training.process_index == 0:
+            adapter.save_base(model, folder)
+
     trainer = TTDSTrainer(
         model=model,
+        peft_config=peft_config,
         args=training,
         examples=Examples(split, states, tokenizer, options, training.seed, training.max_length),
         processing_class=tokenizer,
@@ -85,6 +93,10 @@ def main(
         resume = last_whole_checkpoint(training.output_dir)
     trainer.train(resume_from_checkpoint=resume)
     tuning = trainer.report()
+    if not trainer.is_world_process_zero():
+        return
+    if model_config.use_peft:
+        model = adapter.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder)
     model.share_index()
 
     if options.gate:
@@ -105,7 +117,6 @@ def main(
     for which in rows:
         rows[which] |= report.baseline_rows(split, which, shop)
 
-    folder = Path(training.output_dir)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     report.write_run(folder / "run.jsonl", split, "test", lists)
@@ -129,7 +140,7 @@ def main(
     print("    from transformers import AutoModel")
     print(f'    model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)')
     print(f'    model.recommend([["{data.catalogue.item_ids[0]}"]], top_k=5)')
-    if destination and trainer.is_world_process_zero():
+    if destination:
         print(f"Published: {destination.send(hub.model_files(folder, destination.repo_id))}")
     trainer.end()
 

@@ -17,7 +17,8 @@ from recipes.examples import EntityTexts, EpochSampler, Examples, collate
 from recipes.index import refresh_index
 from recipes.metrics import rank_metrics
 
-USER_CODES_FILE = "user_codes.safetensors"
+INDEX_FILE = "index.safetensors"
+INDEX = ("item_codes", "item_text", "user_codes")
 SEAL_FILE = "complete.json"
 
 
@@ -39,15 +40,14 @@ class RefreshIndex(TrainerCallback):
         freeze_step = max(1, int(self.freeze_at * state.max_steps))
         step = state.global_step
         if step == freeze_step or (step < freeze_step and step % self.refresh_steps == 0):
-            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            report = refresh_index(model, freeze=step == freeze_step)
+            report = refresh_index(self.trainer.ttds, freeze=step == freeze_step)
             self.trainer.log({f"index/{name}": value for name, value in report.items()})
             if step == freeze_step:
                 state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
 
 class SealCheckpoint(TrainerCallback):
-    """Completes a checkpoint by the user codes and a list of its files, written last.
+    """Completes a checkpoint by the index and a list of its files, written last.
 
     Args:
         trainer: The trainer, for its model.
@@ -60,8 +60,8 @@ class SealCheckpoint(TrainerCallback):
         if not args.should_save:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        save_file({"user_codes": model.user_codes.cpu()}, folder / USER_CODES_FILE)
+        tensors = {name: getattr(self.trainer.ttds, name).cpu() for name in INDEX}
+        save_file(tensors, folder / INDEX_FILE)
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
         scratch = folder / f"{SEAL_FILE}.tmp"
         scratch.write_text(json.dumps(sizes), "utf-8")
@@ -103,21 +103,31 @@ class TTDSTrainer(SFTTrainer):
         tokenizer = kwargs["processing_class"]
         training = kwargs["args"]
         training.remove_unused_columns = False
+        training.prediction_loss_only = True
         training.dataset_kwargs = {"skip_prepare_dataset": True}
         texts = EntityTexts(examples) if options.contrast_weight or options.entity_weight else None
         kwargs["data_collator"] = lambda rows: collate(rows, tokenizer.pad_token_id, texts)
-        kwargs["eval_dataset"] = examples.validation(options.eval_users)
+        kwargs["eval_dataset"] = examples.validation()
         super().__init__(*args, train_dataset=examples.as_dataset(), **kwargs)
         self.add_callback(SealCheckpoint(self))
         if options.refresh_steps:
             self.add_callback(RefreshIndex(self, options.refresh_steps, options.freeze_at))
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
-        return EpochSampler(self.examples, self._train_batch_size, self.args.seed)
+        batch_size = self._train_batch_size * self.accelerator.num_processes
+        return EpochSampler(self.examples, batch_size, self.args.seed)
+
+    @property
+    def ttds(self) -> TTDSForCausalLM:
+        """The model itself, without what parallel training or an adapter wraps around it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the model's own loss and log its parts."""
-        outputs = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch)
+        outputs = model(
+            **inputs, use_cache=False, num_items_in_batch=num_items_in_batch, logits_to_keep=1
+        )
         loss = outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
@@ -165,9 +175,10 @@ class TTDSTrainer(SFTTrainer):
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if metric_key_prefix != "eval":
             return metrics
-        model = self.accelerator.unwrap_model(self.model)
         options = self.options
-        lists = recommend_to(model, self.split, "validation", options.num_beams, options.eval_users)
+        lists = recommend_to(
+            self.ttds, self.split, "validation", options.num_beams, options.eval_users
+        )
         users = self.split.users("validation")[: options.eval_users]
         ranking = rank_metrics(lists, self.split.validation_targets[users])
         chosen = {f"{metric_key_prefix}_{name}": ranking[name] for name in ("HR@10", "NDCG@10")}
@@ -203,15 +214,15 @@ class TTDSTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_user_codes(resume_from_checkpoint)
+        self._load_index(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_user_codes(self.state.best_model_checkpoint)
+        self._load_index(self.state.best_model_checkpoint)
 
-    def _load_user_codes(self, folder: str) -> None:
-        tensors = load_file(f"{folder}/{USER_CODES_FILE}")
-        self.accelerator.unwrap_model(self.model).user_codes.copy_(tensors["user_codes"])
+    def _load_index(self, folder: str) -> None:
+        for name, tensor in load_file(f"{folder}/{INDEX_FILE}").items():
+            getattr(self.ttds, name).copy_(tensor)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes import gate, hub, report
 from recipes.card import card, data_facts
 from recipes.config import TTDSTrainingArguments
+from recipes.data import write_data
 
 ROOT = Path(__file__).resolve().parents[1]
 LITTER = {
@@ -518,7 +519,7 @@ use_cpu: true
 
 
 def test_run_publishes_once_at_its_end(shop, server, environment, tmp_path):
-    shop.write(tmp_path / "data")
+    write_data(shop.data, tmp_path / "data")
     (tmp_path / "run.yaml").write_text(RUN)
     environment.pop("HF_TOKEN")
     command = [
