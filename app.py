@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from dataclasses import asdict
 from functools import lru_cache
 from html import escape
@@ -128,11 +128,8 @@ class Shop:
     def search(self, text: str = "", request: gr.Request = None) -> list[dict]:
         """Find items by words that are all in their title; without words, the most popular."""
         model, words = self._model_of(request), clean(text, "text", False).lower().split()
-        rows = [
-            row
-            for row in self._popular(model)
-            if all(word in (model.catalogue[row].get("title") or "").lower() for word in words)
-        ]
+        titles = [(item.get("title") or "").lower() for item in model.catalogue]
+        rows = [row for row in self._popular(model) if all(word in titles[row] for word in words)]
         return [entry(model, row) for row in rows[:5]]
 
     def recommend(
@@ -145,12 +142,10 @@ class Shop:
     ) -> dict:
         """Return what is likely to come next, and the codes that the language model walked.
 
-        `history` holds item ids, newest last; `category` restricts the list; without `joined`,
-        memory and gate stay out and the language model is alone. `items` is the list; `left_out`
-        holds the best of what the language model writes that is not in it. An item has its `place`
-        and `score` in the list, the probability of each of its codes after those before (`steps`),
-        `probability`, their product, and the items of the history that it `follows` in the memory
-        and `resembles` in its text.
+        `history` holds item ids, newest last; `category` restricts the list; without `joined` the
+        language model is alone. `items` is the list, `left_out` what the language model writes that
+        is not in it. An item has its `place` and `score`, the probability of each code after those
+        before (`steps`), their product, and what of the history it `follows` and `resembles`.
         """
         model = self._model_of(request)
         rows = self._rows(model, history)
@@ -244,11 +239,11 @@ CLICKS = """element.addEventListener('click', event => {
   if (button) trigger('click', {act: button.dataset.act, value: button.dataset.value});
 });"""
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto !important}
-.gradio-container .column {gap: 10px}
+.gradio-container {max-width: 1200px !important; margin: 0 auto !important;
+  --block-info-text-color: var(--block-label-text-color)}
+.gradio-container .column {gap: 10px} .gradio-container .html-container {padding: 0}
 .gradio-container .prose h2 {margin: 18px 0 -8px !important}
 .gradio-container .prose p {opacity: .75; max-width: 62em}
-.gradio-container .html-container {padding: 0}
 .gradio-container .block:has(> .html-container):not(:has(.ttds)) {display: none}
 .ttds {--soft: color-mix(in srgb, var(--body-text-color) 68%, transparent); line-height: 1.5;
   --line: var(--border-color-primary); --panel: var(--background-fill-secondary);
@@ -258,8 +253,7 @@ CSS = """
   text-align: left; padding: 9px 6px; border-bottom: 1px solid var(--line)}
 .ttds .card:hover, .ttds .card:focus-visible, .ttds .pill:hover {background: var(--panel)}
 .ttds .more {grid-column: 2 / -1; overflow-wrap: anywhere; font-size: 13px}
-.ttds .score {text-align: right; font-variant-numeric: tabular-nums}
-.ttds .soft {color: var(--soft)}
+.ttds .score {text-align: right} .ttds .soft {color: var(--soft)} .ttds .narrow {display: none}
 .ttds .codes {font: 11px/1.7 ui-monospace, monospace; padding: 1px 6px; border-radius: 5px;
   background: color-mix(in srgb, var(--tint) 17%, transparent)}
 .ttds .bar {display: block; width: 48px; height: 4px; border-radius: 2px;
@@ -271,32 +265,25 @@ CSS = """
 .ttds text {fill: var(--body-text-color); font-size: 13px; dominant-baseline: central}
 .ttds text.soft {fill: var(--soft); font-size: 11.5px; paint-order: stroke; stroke-width: 4px;
   stroke: var(--body-background-fill)}
-.ttds path {fill: none; stroke: var(--soft); stroke-opacity: .3}
-.ttds path.in {stroke: var(--mark); stroke-opacity: .75}
+.ttds path {fill: none; stroke: var(--soft); opacity: .3}
+.ttds path.in {stroke: var(--mark); opacity: .8}
 .ttds rect {fill: color-mix(in srgb, var(--tint) 25%, var(--body-background-fill))}
-.ttds .narrow {display: none}
 @media (max-width: 720px) {.ttds .narrow {display: block} .ttds .wide {display: none}}
 """
-SANS = ["system-ui", "sans-serif"]
-THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=SANS)
+THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font="system-ui")
 TITLE = """# A recommender that writes the next item
-
 Each of {num_items:,} items has a name of its own in **code tokens**, one for each of {num_levels}
 levels; similar items begin alike. A language model reads a history in these tokens and writes those
 of the item that comes next; a trie of all codes keeps it to items that exist."""
-NEXT = """## 2. What comes next
-
-How likely each item is next, and what speaks for it. Choose one to go on from it."""
+NEXT = (
+    "## 2. What comes next\nHow likely each item is, and what speaks for it; choose one to go on."
+)
 WHY = """## 3. Why
-
-The tree of codes that the language model walked, from the history on the left to items on the
-right. Below a code stands how likely the model writes it there; the wider a line, the likelier the
-whole way. Grey ways lead to items that did not make the list."""
+The way to each item through the trie. Below a code stands how likely the language model writes it
+there; the wider a line, the likelier the way to it. Grey ways lead to its best that are not listed."""
 ASK = "Items with the nearest texts; neither history nor language model has a part in it."
 ADD = """## Add an item of your own
-
-A new item gets codes from its text alone; no weight changes. Only you see it, until you reload. Its
-codes, its nearest neighbours and its place in a list will stand beside the form."""
+A new item gets codes from its text; no weight changes. Only you see it, until you reload."""
 
 
 def _html(content: str) -> str:
@@ -345,8 +332,7 @@ def ranked_cards(items: list[dict], past: list[dict]) -> str:
         share = f"--share:{math.exp(item['score'] - items[0]['score']):.0%}"
         bar = f'{_percent(math.exp(item["score"]))}<span class="bar" style="{share}"></span>'
         cards.append(_card(item, str(item["place"]), bar, f"<br>{' · '.join(why)}"))
-    empty = "Nothing is left to recommend here; choose another category, or all of them."
-    return _html("".join(cards)) if cards else _note(empty)
+    return _html("".join(cards)) if cards else _note("Nothing is left here; choose all categories.")
 
 
 def history_chips(items: list[dict], examples: dict[str, list[str]]) -> str:
@@ -374,20 +360,19 @@ def added_item(item: dict) -> str:
 
 def tree(paths: list[dict], width: int) -> str:
     """Return the codes on the way to items as a tree, in SVG of a width."""
-    left, right = (8, 150) if width < 720 else (20, 600)
+    left, right = (8, 150) if width < 720 else (20, 700)
     num_levels, height, room = len(paths[0]["codes"]), 44, (width - right - 26) / 7.5
     ways = [[tuple(path["codes"][:depth]) for depth in range(num_levels + 1)] for path in paths]
     # Branches stand in the order of their best item, so that the list still reads downwards.
     best = {prefix: place for place in reversed(range(len(paths))) for prefix in ways[place]}
     order = sorted(range(len(paths)), key=lambda place: [best[prefix] for prefix in ways[place]])
-    rows = defaultdict(list)
-    for row, place in enumerate(order):
-        for prefix in ways[place]:
-            rows[prefix].append(row)
     x = [left + (right - left) * depth / num_levels for depth in range(num_levels + 1)]
-    y = {prefix: 24 + height * sum(below) / len(below) for prefix, below in rows.items()}
+    y = {}
+    for prefix in best:
+        below = [row for row, place in enumerate(order) if prefix in ways[place]]
+        y[prefix] = 24 + height * sum(below) / len(below)
     lines, marks = [], [f'<circle cx="{left}" cy="{y[()]}" r="6" fill="var(--mark)"/>']
-    for prefix in list(rows)[1:]:
+    for prefix in filter(None, best):
         depth, path = len(prefix), paths[best[prefix]]
         x0, x1, y0, y1 = x[depth - 1], x[depth], y[prefix[:-1]], y[prefix]
         lines.append(
@@ -396,9 +381,9 @@ def tree(paths: list[dict], width: int) -> str:
             f'd="M{x0} {y0}C{(x0 + x1) / 2} {y0} {(x0 + x1) / 2} {y1} {x1} {y1}"/>'
         )
         marks.append(
-            f'<rect style="--code:{prefix[0]}" x="{x1 - 15}" y="{y1 - 11}" width="30" height="22" '
-            f'rx="7"/><text text-anchor="middle" x="{x1}" y="{y1}">{prefix[-1]}</text><text x="{x1}" '
-            f'y="{y1 + 18}" text-anchor="middle" class="soft">{_percent(path["steps"][depth - 1])}</text>'
+            f'<g text-anchor="middle"><rect style="--code:{prefix[0]}" x="{x1 - 15}" y="{y1 - 11}" '
+            f'width="30" height="22" rx="7"/><text x="{x1}" y="{y1}">{prefix[-1]}</text><text '
+            f'class="soft" x="{x1}" y="{y1 + 18}">{_percent(path["steps"][depth - 1])}</text></g>'
         )
     for path, way in zip(paths, ways, strict=True):
         place = f"place {path['place']}" if path["place"] else "not in the list"
@@ -458,8 +443,9 @@ def build(shop: Shop) -> gr.Blocks:
                 words = gr.Textbox(label="Add an item: search by title", max_length=300)
                 found = picture("found")
                 text = gr.Textbox(
-                    label="Or ask in your own words", info=ASK, submit_btn="Find", max_length=300
-                )
+                    label="Or ask in words", info=ASK, submit_btn="Find", max_length=300,
+                    placeholder="a gift for somebody who cooks",
+                )  # fmt: skip
                 asked = picture("asked")
             with gr.Column(scale=7, min_width=300):
                 gr.Markdown(NEXT)
@@ -468,7 +454,8 @@ def build(shop: Shop) -> gr.Blocks:
                     category = gr.Dropdown(names, label="Category", min_width=110)
                     top_k = gr.Dropdown([5, 10, 20], label="Length", min_width=80)
                     rankers = [("All together", True), ("Language model alone", False)]
-                    joined = gr.Dropdown(rankers, label="Ranked by", min_width=190)
+                    gated = shop.shared.config.has_gate
+                    joined = gr.Dropdown(rankers, label="Ranked by", min_width=190, visible=gated)
                 ranked = picture("ranked", ranked)
         gr.Markdown(WHY)
         walked = picture("tree", walked)
@@ -492,9 +479,8 @@ def build(shop: Shop) -> gr.Blocks:
         gr.on([top_k.change, category.change, joined.change], show, settings, shown, **quiet)
         words.change(search, words, found, trigger_mode="always_last", **quiet)
         text.submit(ask, text, asked, **quiet)
-        adding.click(add, [title, brand, kind, description], new, **quiet).then(
-            show, settings, shown, **quiet
-        )
+        added = adding.click(add, [title, brand, kind, description], new, **quiet)
+        added.then(show, settings, shown, **quiet)
         page.unload(shop.forget)
     return page
 
@@ -505,10 +491,8 @@ def main() -> None:
     try:
         model = AutoModel.from_pretrained(name, trust_remote_code=True)
     except OSError as error:
-        raise SystemExit(
-            f"No model at {name!r}; name one, or train it by `make demo`. {error}"
-        ) from None
-    build(Shop(model)).launch(theme=THEME, css=CSS)
+        raise SystemExit(f"No model at {name!r}; `make demo` trains one. {error}") from None
+    build(Shop(model)).queue(max_size=100).launch(theme=THEME, css=CSS)
 
 
 if __name__ == "__main__":
