@@ -280,7 +280,7 @@ NEXT = (
 )
 WHY = """## 3. Why
 The way to each item through the trie. Below a code stands how likely the language model writes it
-there; the wider a line, the likelier the way. Grey ways lead to its best that are not in the list."""
+there; the wider a line, the likelier the way. Grey ways lead to what it would list beside these."""
 ASK = "Items with the nearest texts; neither history nor language model has a part in it."
 ADD = """## Add an item of your own
 A new item gets codes from its text; no weight changes. Only you see it, until you reload."""
