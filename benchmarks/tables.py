@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ def ranking_table(dataset: str, rows: list[dict]) -> str:
     """Return the test metrics of one data set, mean and deviation over seeds."""
     methods = defaultdict(list)
     for row in rows:
-        if row.get("dataset") == dataset:
+        if row.get("dataset") == dataset and "ablation" not in row:
             methods[row["method"]].append(row)
     lines = ["| | seeds | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
     for method in sorted(methods, key=lambda name: ORDER.index(name)):
@@ -78,6 +79,84 @@ def decoding_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _over_seeds(runs: list[dict], value: Callable[[dict], float], form: str) -> str:
+    values = [value(run) for run in runs]
+    cell = format(statistics.mean(values), form)
+    return cell if len(values) < 2 else f"{cell} ± {statistics.stdev(values):{form}}"
+
+
+def ablation_table(rows: list[dict]) -> str:
+    """Return the rows of the ablation, mean and deviation over seeds."""
+    methods = defaultdict(list)
+    for row in rows:
+        if "ablation" in row:
+            methods[row["ablation"]].append(row)
+    columns = {
+        "validation NDCG@10": (lambda run: run["validation"]["NDCG@10"], ".4f"),
+        "validation HR@10": (lambda run: run["validation"]["HR@10"], ".4f"),
+        "test NDCG@10": (lambda run: run["test"]["NDCG@10"], ".4f"),
+        "test HR@10": (lambda run: run["test"]["HR@10"], ".4f"),
+        "churn": (lambda run: _refreshes(run, "churn"), ".3f"),
+        "collisions": (lambda run: _refreshes(run, "collision_rate"), ".3f"),
+        "minutes": (lambda run: run["tuning"]["seconds"] / 60, ".1f"),
+        "tokens/s": (lambda run: run["tuning"]["tokens_per_second"], ".0f"),
+    }
+    lines = ["| | seeds | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    for method, runs in sorted(methods.items()):
+        cells = [_over_seeds(runs, value, form) for value, form in columns.values()]
+        lines.append(f"| {method} | {len(runs)} | " + " | ".join(cells) + " |")
+    some = next(iter(methods.values()))[0]
+    lines.append(
+        f"\nChurn and collisions: mean over the refreshes before the freeze. {some['threads']} "
+        f"thread(s) a run on {some['hardware']}; commit {some['commit']}; `{some['command']}`."
+    )
+    return "\n".join(lines)
+
+
+def _refreshes(run: dict, name: str) -> float:
+    moving = run["tuning"]["refreshes"][:-1]
+    return statistics.mean(refresh[name] for refresh in moving) if moving else 0.0
+
+
+def form_table(rows: list[dict]) -> str:
+    """Return when the two forms of the next-item task reach the same validation NDCG@10."""
+    forms = {row["ablation"]: row for row in rows if row.get("seed") == 0 and "ablation" in row}
+    pair = {"sequence": forms["3-user-codes"], "per position": forms["form-per-position"]}
+    curves = {name: row["tuning"]["validation"] for name, row in pair.items()}
+    mark = min(max(point["NDCG@10"] for point in curve) for curve in curves.values())
+    lines = [
+        "| form | best NDCG@10 | tokens to the mark | seconds to the mark |",
+        "|---|---|---|---|",
+    ]
+    for name, curve in curves.items():
+        first = next(point for point in curve if point["NDCG@10"] >= mark)
+        best = max(point["NDCG@10"] for point in curve)
+        cells = f"{best:.4f} | {first['tokens']:,} | {first['seconds']:.0f}"
+        lines.append(f"| {name} | {cells} |")
+    lines.append(f"\nThe mark is a validation NDCG@10 of {mark:.4f}, which both forms reach.")
+    return "\n".join(lines)
+
+
+def cold_table(rows: list[dict]) -> str:
+    """Return how well items are recommended that training had never seen."""
+    found = [row for row in rows if "cold_start" in row]
+    names = list(found[0]["rows"])
+    heads = [f"{row['cold_start']} HR@10 | NDCG@10" for row in found]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|---|" * len(found)]
+    for name in names:
+        cells = (
+            f"{row['rows'][name]['HR@10']:.4f} | {row['rows'][name]['NDCG@10']:.4f}"
+            for row in found
+        )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for row in found:
+        lines.append(
+            f"\n{row['cold_start']}: {row['new_items']} new items, {row['users']} users, added in "
+            f"{row['seconds_to_add']} s; commit {row['commit']}; `{row['command']}`."
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Replace what stands between the markers of a table by the table."""
     rows = results()
@@ -89,6 +168,9 @@ def main() -> None:
                 table = ranking_table(dataset, rows)
             elif kind == "codes":
                 table = codes_table(dataset, rows)
+            elif kind in ("ablation", "forms", "cold"):
+                makers = {"ablation": ablation_table, "forms": form_table, "cold": cold_table}
+                table = makers[kind](rows)
             else:
                 table = decoding_table(rows)
             text = re.sub(

@@ -45,6 +45,7 @@ class TTDSTowerConfig(PreTrainedConfig):
         commitment_weight: Weight of pulling residuals to codebook vectors.
         coarse_weight: Weight of the contrast between the two views' means.
         fine_weight: Weight of the per-level divergence between the two views' codes.
+        balance_weight: Weight of an even use of every level's codes.
         contrastive_temperature: Temperature of the coarse contrast (cosine similarities).
         code_temperature: Temperature of a level's code distribution, in units of the mean
             squared distance between the level's codebook vectors.
@@ -65,6 +66,7 @@ class TTDSTowerConfig(PreTrainedConfig):
     commitment_weight: float = 0.25
     coarse_weight: float = 0.1
     fine_weight: float = 0.1
+    balance_weight: float = 0.3
     contrastive_temperature: float = 0.1
     code_temperature: float = 0.1
 
@@ -101,9 +103,12 @@ class TTDSConfig(PreTrainedConfig):
             tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
         tower_weight: Weight of the tower losses while the language model is tuned; 0 leaves the
             towers as they are.
-        lm_gradient: Whether the language model's loss reaches towers and codebooks.
+        lm_gradient: Factor on the gradient of the language model's loss where it enters towers and
+            codebooks; 0 keeps it out.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
-        alignment_weight: Weight of the token alignment losses.
+        contrast_weight: Weight of the token alignment over the batch.
+        entity_weight: Weight of the token alignment per entity.
+        prompts: Per question the model was tuned for, its wording with slots.
         has_gate: Whether the model carries a memory and a gate.
         memory_pairs: Number of item pairs in the memory.
         tie_word_embeddings: Taken from the backbone; a value given here is ignored.
@@ -128,9 +133,11 @@ class TTDSConfig(PreTrainedConfig):
     recency_decay: float = 0.8
     text_encoder: str = "tokens"
     tower_weight: float = 0.0
-    lm_gradient: bool = False
+    lm_gradient: float = 0.0
     soft_target_weight: float = 0.0
-    alignment_weight: float = 0.0
+    contrast_weight: float = 0.0
+    entity_weight: float = 0.0
+    prompts: dict[str, str] | None = None
     has_gate: bool = False
     memory_pairs: int = 0
     tie_word_embeddings: bool = False

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor
 
+from .configuration_ttds import KINDS
+
 
 @dataclass
 class TTDSTrie:
@@ -240,7 +242,12 @@ def _leaf_items(
 
 
 def score_items(
-    model: nn.Module, ids: Tensor, mask: Tensor, trie: TTDSTrie, items: Tensor
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    trie: TTDSTrie,
+    items: Tensor,
+    kind: str = "item",
 ) -> Tensor:
     """Return the exact log-probabilities of given items after each prompt, (batch, num_candidates).
 
@@ -250,15 +257,17 @@ def score_items(
         mask: 1 for tokens, 0 for padding, (batch, length).
         trie: The trie of the items.
         items: Item rows to score, (batch, num_candidates).
+        kind: `"item"`, or `"user"` where trie and rows are those of users.
     """
     prefix = _SharedPrefix(model, ids, mask)
-    start = model.config.code_token_start
     num_codes = model.config.item_tower.num_codes
+    block = KINDS.index(kind) * trie.num_levels * num_codes
+    start = model.config.code_token_start + block
     states = prefix.state
     slot = torch.zeros_like(items)  # the candidate's node among its row's distinct nodes
     scores = torch.zeros(items.shape, device=ids.device)
     for depth in range(trie.num_levels):
-        log_probs = model.code_logits(states, "item", depth).float().log_softmax(-1)
+        log_probs = model.code_logits(states, kind, depth).float().log_softmax(-1)
         nodes = trie.node_of(items, depth + 1)
         codes = trie.codes[depth + 1][nodes]
         width = log_probs.shape[-1]

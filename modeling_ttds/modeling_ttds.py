@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +13,11 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
+from .catalogue_ttds import TTDSCatalogueMixin
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
-from .index_ttds import unique_codes
 from .memory_ttds import FEATURES, TTDSGate, TTDSMemory
 from .recommendation_ttds import TTDSRecommendationMixin
-from .text_ttds import (
-    TTDSTokenTable,
-    encode_by_encoder,
-    encode_with_transformer,
-    item_text,
-)
-from .tokenization_ttds import TTDSTokenizer
+from .text_ttds import TTDSTokenTable
 from .towers_ttds import TTDSPath, TTDSTower
 
 CATALOGUE_FILE = "catalogue.jsonl"
@@ -41,7 +34,23 @@ class TTDSOutput(CausalLMOutputWithPast):
     losses: dict[str, Tensor] | None = None
 
 
-class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin):
+class TTDSCodeProjections(nn.Module):
+    """One matrix per kind and level, from codebook vectors to the language model's width.
+
+    Args:
+        config: Gives levels and widths.
+    """
+
+    def __init__(self, config: TTDSConfig):
+        super().__init__()
+        tower = config.item_tower
+        shape = (len(KINDS), tower.num_levels, tower.code_dim, config.backbone_config.hidden_size)
+        self.weight = nn.Parameter(torch.empty(shape))
+
+
+class TTDSForCausalLM(
+    PreTrainedModel, TTDSCatalogueMixin, TTDSRecommendationMixin, GenerationMixin
+):
     """A causal language model around two towers.
 
     The trunk is any causal language model without its head. The vocabulary holds every code token
@@ -66,9 +75,7 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         self.lm_head = nn.Linear(backbone.hidden_size, backbone.vocab_size, bias=False)
         self.item_tower = TTDSTower(config.item_tower)
         self.user_tower = TTDSTower(config.user_tower)
-        self.code_projections = nn.Parameter(
-            torch.empty(len(KINDS), tower.num_levels, tower.code_dim, backbone.hidden_size)
-        )
+        self.code_projections = TTDSCodeProjections(config)
         if config.text_encoder == "tokens":
             self.token_table = TTDSTokenTable(config.code_token_start, tower.text_dim)
         if config.has_gate:
@@ -93,8 +100,9 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 if isinstance(part, nn.Linear):
                     init.xavier_uniform_(part.weight)
             init.normal_(module.codebooks, std=1.0)
+        elif isinstance(module, TTDSCodeProjections):
+            init.normal_(module.weight, std=self.config.item_tower.code_dim**-0.5 * 0.02)
         elif module is self:
-            init.normal_(self.code_projections, std=self.config.item_tower.code_dim**-0.5 * 0.02)
             for buffer in (self.item_codes, self.item_text, self.item_collaborative):
                 init.zeros_(buffer)
         elif isinstance(module, TTDSTokenTable | TTDSMemory):
@@ -106,11 +114,13 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
 
     # Entities and their codes
 
-    def bind(self, ids: Tensor) -> Tensor:
+    def bind(self, ids: Tensor, user_codes: Tensor | None = None) -> Tensor:
         """Replace placeholder ids by today's code tokens; other ids stay as they are.
 
         Args:
             ids: Token ids, placeholder ids or -100, of any shape.
+            user_codes: Codes of the users that the ids name, (num_users, num_levels); by default
+                those of the attached users.
 
         Raises:
             ValueError: A user is named, but no user states are attached.
@@ -121,14 +131,14 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         codes = self.item_codes[torch.where(kind == 0, row, 0), level]
         is_user = mask & (kind == 1)
         if is_user.any():
-            if not hasattr(self, "user_codes"):
+            if user_codes is None:
+                user_codes = getattr(self, "user_codes", None)
+            if user_codes is None:
                 raise ValueError(
                     "The prompt names a user by row, but no user states are attached; "
                     "call `attach_users` first or write the user's code tokens."
                 )
-            codes = torch.where(
-                is_user, self.user_codes[torch.where(is_user, row, 0), level], codes
-            )
+            codes = torch.where(is_user, user_codes[torch.where(is_user, row, 0), level], codes)
         tower = self.config.item_tower
         block = (kind * tower.num_levels + level) * tower.num_codes
         return torch.where(mask, self.config.code_token_start + block + codes, ids)
@@ -193,12 +203,16 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
 
     # Embeddings and logits
 
+    def _scaled(self, values: Tensor) -> Tensor:
+        """Return values of the towers, their gradient multiplied by `lm_gradient`."""
+        factor = self.config.lm_gradient
+        return values.detach() if not factor else factor * values + (1 - factor) * values.detach()
+
     def code_vectors(self) -> Tensor:
         """Return the projected codebook vector of every code token, (num_code_tokens, hidden)."""
         codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
-        if not self.config.lm_gradient:
-            codebooks = codebooks.detach()
-        projections = self.code_projections.to(codebooks.dtype)
+        codebooks = self._scaled(codebooks)
+        projections = self.code_projections.weight.to(codebooks.dtype)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -223,9 +237,11 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         k, tower = KINDS.index(kind), self.config.item_tower
         codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
         first = self.config.code_token_start + (k * tower.num_levels + level) * tower.num_codes
-        rows = self.lm_head.weight[first : first + tower.num_codes]
-        projected = (codebook @ self.code_projections[k, level]).to(rows.dtype)
-        return F.linear(hidden, rows + projected)
+        projected = (codebook @ self.code_projections.weight[k, level]).to(hidden.dtype)
+        if type(self.lm_head) is not nn.Linear:  # an adapter holds some of the rows
+            logits = self.lm_head(hidden)[..., first : first + tower.num_codes]
+            return logits + F.linear(hidden, projected)
+        return F.linear(hidden, self.lm_head.weight[first : first + tower.num_codes] + projected)
 
     # Loss
 
@@ -237,6 +253,8 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        entity_ids: Tensor | None = None,
+        entity_text_ids: Tensor | None = None,
         **kwargs,
     ) -> TTDSOutput:
         """Run the language model on ids that may hold placeholders.
@@ -249,6 +267,9 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 are then computed where a label stands only, and not returned.
             logits_to_keep: How many of the last positions get logits; 0 means all.
             num_items_in_batch: Number of labels the loss is averaged over; by default this batch's.
+            entity_ids: Placeholder ids of entities of the batch whose code tokens are aligned with
+                their text, (num_entities, num_levels).
+            entity_text_ids: Their text, padded on the right with -100, (num_entities, text_length).
             **kwargs: Passed on to the trunk.
         """
         entities = {}
@@ -262,6 +283,15 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         loss, losses, logits = None, None, None
         if labels is not None:
             loss, losses = self._loss(hidden, labels, entities, num_items_in_batch)
+            if self.training and entity_ids is not None and len(entity_ids) > 1:
+                # This batch's share of the step, as of the tower losses.
+                share = 1.0
+                if num_items_in_batch is not None:
+                    share = (labels[:, 1:] != -100).sum() / num_items_in_batch
+                contrast, entity = self._alignment(entity_ids, entity_text_ids, entities)
+                weighted = self.config.contrast_weight * contrast
+                loss = loss + share * (weighted + self.config.entity_weight * entity)
+                losses |= {"align_contrast": contrast.detach(), "align_entity": entity.detach()}
         if labels is None or not self.training:
             keep = (
                 slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -291,7 +321,10 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
             else:
                 tower, codes = self.user_tower, self.user_codes[rows]
                 embeddings = self.user_embeddings(self.user_histories[rows])
+            was_training = tower.training
+            tower.eval()  # the path of the codes that stand in the index, without dropout
             path = tower.quantise(tower.encode(*embeddings).mean, codes)
+            tower.train(was_training)
             entities[name] = _Entities(rows, embeddings, path)
         return entities
 
@@ -306,9 +339,8 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         for name, batch in entities.items():
             k = KINDS.index(name)
             residuals = batch.path.residuals
-            delta = torch.einsum(
-                "eld,ldh->elh", residuals - residuals.detach(), self.code_projections[k]
-            )
+            zeros = self._scaled(residuals) - residuals.detach()
+            delta = torch.einsum("eld,ldh->elh", zeros, self.code_projections.weight[k])
             place = mask & (kind == k)
             added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
             embeddings = embeddings.index_put(
@@ -348,6 +380,26 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
                 }
         return loss, losses
 
+    def _alignment(
+        self, ids: Tensor, text_ids: Tensor, entities: dict[str, "_Entities"]
+    ) -> tuple[Tensor, Tensor]:
+        # Token alignment: the pooled state of an entity's code tokens goes to that of its text
+        # (which gets no gradient), among the entities of the batch and one by one.
+        embeddings = self._let_gradient_through(self.embed(self.bind(ids)), ids, entities)
+        states = self.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state.mean(1)
+        real = text_ids >= 0
+        with torch.no_grad():
+            texts = self.model(
+                inputs_embeds=self.embed(text_ids.clamp_min(0)),
+                attention_mask=real.long(),
+                use_cache=False,
+            ).last_hidden_state
+            texts = (texts * real[..., None]).sum(1)
+        cosines = F.normalize(states.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+        own = torch.arange(len(ids), device=ids.device)
+        logits = cosines / self.config.item_tower.contrastive_temperature
+        return F.cross_entropy(logits, own), 1 - cosines.diagonal().mean()
+
     def _soft_nll(
         self, log_probs: Tensor, targets: Tensor, bound: Tensor, items: "_Entities"
     ) -> Tensor:
@@ -357,160 +409,12 @@ class TTDSForCausalLM(PreTrainedModel, TTDSRecommendationMixin, GenerationMixin)
         place = mask & (kind == 0)
         tower = self.config.item_tower
         probabilities = self.item_tower.code_log_probs(items.path.residuals).exp()
-        if not self.config.lm_gradient:
-            probabilities = probabilities.detach()
+        probabilities = self._scaled(probabilities)
         probabilities = probabilities[torch.searchsorted(items.rows, row[place]), level[place]]
         first = self.config.code_token_start + level[place] * tower.num_codes
         columns = first[:, None] + torch.arange(tower.num_codes, device=first.device)
         soft = -(probabilities * log_probs[place].gather(1, columns)).sum(-1)
         return torch.zeros_like(bound, dtype=soft.dtype).masked_scatter(place, soft)
-
-    # Catalogue
-
-    @property
-    def catalogue(self) -> list[dict[str, str]]:
-        """The items in row order: `item_id` and, where known, `title`, `brand`, `categories`."""
-        return self._catalogue
-
-    @catalogue.setter
-    def catalogue(self, entries: list[dict[str, str]]) -> None:
-        if len(entries) != len(self.item_codes):
-            raise ValueError(
-                f"`catalogue` has {len(entries)} entries for {len(self.item_codes)} items."
-            )
-        self._catalogue = entries
-        self.row_of = {entry["item_id"]: row for row, entry in enumerate(entries)}
-
-    @property
-    def tokenizer(self) -> TTDSTokenizer:
-        """The tokenizer beside the model, loaded from its folder or repository on first need."""
-        if self._tokenizer is None:
-            self.tokenizer = TTDSTokenizer.from_pretrained(
-                self.name_or_path, revision=self._revision
-            )
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: TTDSTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def share_index(self) -> None:
-        """Tell the tokenizer today's codes, for `encode_items` and `decode_items`."""
-        item_ids = [entry["item_id"] for entry in self.catalogue]
-        self.tokenizer.set_item_index(item_ids, self.item_codes.tolist())
-
-    @torch.no_grad()
-    def embed_texts(self, texts: Iterable[str]) -> Tensor:
-        """Return text embeddings as `config.text_encoder` makes them, (num_texts, text_dim).
-
-        Args:
-            texts: Plain texts; an empty one gives a zero row.
-        """
-        texts = list(texts)
-        if self.config.text_encoder not in ("tokens", "backbone"):
-            return encode_by_encoder(self.config.text_encoder, texts, device=self.device).to(
-                self.device
-            )
-        ids = [self.tokenizer.encode_text(text) for text in texts]
-        if self.config.text_encoder == "tokens":
-            return self.token_table.encode(ids)
-        was_training = self.training
-        self.eval()
-        embeddings = encode_with_transformer(
-            lambda ids, mask: (
-                self.model(
-                    inputs_embeds=self.embed(ids), attention_mask=mask, use_cache=False
-                ).last_hidden_state
-            ),
-            ids,
-            pad_token_id=self.tokenizer.pad_token_id,
-            device=self.device,
-        )
-        self.train(was_training)
-        return embeddings.to(self.device)
-
-    @torch.no_grad()
-    def add_items(
-        self, items: Iterable[dict[str, str]], text_embeddings: Tensor | None = None
-    ) -> None:
-        """Give new items codes of their own from their text; no weight and no old code changes.
-
-        Args:
-            items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`.
-            text_embeddings: Their text embeddings, (len(items), text_dim); by default made from
-                their text by `embed_texts`.
-
-        Raises:
-            ValueError: An item id is missing, known or there twice, an embedding does not fit, or
-                the codes are used up.
-        """
-        items = list(items)
-        known = set(self.row_of)
-        for number, item in enumerate(items):
-            name = item.get("item_id")
-            if not name or not isinstance(name, str):
-                raise ValueError(f"Item {number} has no `item_id`; give each a string.")
-            if name in known:
-                raise ValueError(f"`item_id` {name!r} of item {number} is there already.")
-            known.add(name)
-        if not items:
-            return
-        if text_embeddings is None:
-            text_embeddings = self.embed_texts(item_text(item) for item in items)
-        expected = (len(items), self.config.item_tower.text_dim)
-        if text_embeddings.shape != expected or not text_embeddings.isfinite().all():
-            raise ValueError(
-                f"`text_embeddings` must be finite and of shape {expected}; they have the shape "
-                f"{tuple(text_embeddings.shape)}."
-            )
-        text = text_embeddings.to(self.item_text)
-        collaborative = self.item_collaborative.new_zeros(
-            len(items), self.config.item_tower.collaborative_dim
-        )
-        latents = self.item_tower.encode(text, collaborative).mean
-        codebooks = self.item_tower.codebooks
-        codes = self.item_tower.quantise(latents).codes
-        codes = unique_codes(latents, codebooks, codes, taken=self.item_codes)
-        self.item_codes = torch.cat([self.item_codes, codes])
-        self.item_text = torch.cat([self.item_text, text])
-        self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
-        if self.config.has_gate:
-            self.memory.extend(len(items))
-        self._catalogue_changed(
-            self.catalogue
-            + [
-                {name: item.get(name) or "" for name in ("item_id", "title", "brand", "categories")}
-                for item in items
-            ]
-        )
-
-    def remove_items(self, item_ids: Iterable[str]) -> None:
-        """Take items out of catalogue, index and trie; the others keep their codes.
-
-        Args:
-            item_ids: Ids of the items.
-
-        Raises:
-            ValueError: An item is unknown, or none would be left.
-        """
-        rows = self.history_rows([list(item_ids)], "error")[0]
-        keep = torch.ones(len(self.item_codes), dtype=torch.bool, device=self.device)
-        keep[rows] = False
-        if not keep.any():
-            raise ValueError("`remove_items` would leave no item; keep at least one.")
-        self.item_codes = self.item_codes[keep]
-        self.item_text = self.item_text[keep]
-        self.item_collaborative = self.item_collaborative[keep]
-        if self.config.has_gate:
-            self.memory.keep(keep)
-            self.config.memory_pairs = len(self.memory.others)
-        gone = set(rows)
-        self._catalogue_changed([e for r, e in enumerate(self.catalogue) if r not in gone])
-
-    def _catalogue_changed(self, entries: list[dict[str, str]]) -> None:
-        self.config.num_items = len(self.item_codes)
-        self.catalogue = entries
-        self.share_index()
 
     # Save and load
 

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from .generation_ttds import TTDSCandidates, TTDSTrie, beam_search, score_items
 from .memory_ttds import TTDSRecall
 
 NUM_CANDIDATES = 200
 ALIKE = 0.5  # cosine above which two texts are called alike
+NUM_BUYERS = 10
+LONGEST_QUERY = 32
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class TTDSRecommendationMixin:
         unknown: str = "error",
         batch_size: int = 64,
         gate: bool = True,
+        queries: Sequence[str] | None = None,
     ) -> list[list[TTDSRecommendation]]:
         """Return the items each user is most likely to choose next, best first.
 
@@ -84,6 +88,7 @@ class TTDSRecommendationMixin:
             batch_size: Users per step.
             gate: Whether memory and gate join in, where the model has them; otherwise the list is
                 what the language model generates.
+            queries: What each user is looking for, in words; the language model answers alone.
 
         Raises:
             ValueError: An argument is out of range or an item unknown; the message says which.
@@ -98,9 +103,159 @@ class TTDSRecommendationMixin:
         if allowed is not None:
             mask = torch.zeros(len(self.item_codes), dtype=torch.bool, device=self.device)
             mask[self.history_rows([list(allowed)], "error")[0]] = True
+        if queries is not None and (isinstance(queries, str) or len(queries) != len(rows)):
+            raise ValueError(
+                f"`queries` is {queries!r}; give one text per history, {len(rows)} in all."
+            )
         lists = self.recommend_rows(
-            rows, top_k, user_rows, exclude_seen, mask, num_beams, batch_size, gate
+            rows, top_k, user_rows, exclude_seen, mask, num_beams, batch_size, gate, queries
         )
+        return self._named(lists)
+
+    def similar_items(
+        self, item_ids: Sequence[str], top_k: int = 10, allowed: Iterable[str] | None = None
+    ) -> list[list[TTDSRecommendation]]:
+        """Return what people who chose an item also choose, best first.
+
+        Args:
+            item_ids: Items to start from.
+            top_k: Length of the lists.
+            allowed: Item ids that may appear; all by default.
+
+        Raises:
+            ValueError: An item is unknown, or the model was not tuned for the question.
+        """
+        rows = self.history_rows([[item] for item in item_ids], "error")
+        mask = None
+        if allowed is not None:
+            mask = torch.zeros(len(self.item_codes), dtype=torch.bool, device=self.device)
+            mask[self.history_rows([list(allowed)], "error")[0]] = True
+        prompts = self.question("bought_together", len(rows), items=[[row] for row in rows])
+        candidates = TTDSCandidates(self.trie, mask, pad_rows(rows, None, self.device))
+        with torch.no_grad():
+            found = beam_search(self, *prompts, candidates, max(50, top_k))
+        return self._named(
+            [
+                [pair for pair in zip(items, scores, strict=True) if pair[0] >= 0][:top_k]
+                for items, scores in zip(*(part.tolist() for part in found), strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def next_users(
+        self,
+        item_id: str,
+        histories: Sequence[Sequence[str]],
+        buyers: Sequence[Sequence[str]] = (),
+        top_k: int = 10,
+    ) -> list[tuple[int, float]]:
+        """Rank users by how likely they are to be the next to choose an item.
+
+        Args:
+            item_id: The item.
+            histories: Item ids of the users to rank, newest last.
+            buyers: Histories of users who chose the item before, newest buyer last.
+            top_k: Length of the list.
+
+        Returns:
+            Pairs of position in `histories` and log-probability of the user's codes, best first.
+
+        Raises:
+            ValueError: An item is unknown, or the model was not tuned for the question.
+        """
+        rows = self.history_rows(histories, "error")
+        earlier = self.history_rows(buyers, "error")[-NUM_BUYERS:]
+        item = self.history_rows([[item_id]], "error")[0]
+        if not rows:
+            return []
+        longest = self.config.max_history
+        codes = self.codes_of_users(pad_rows(earlier + rows, longest, self.device))
+        prompts = self.question(
+            "next_user", 1, items=[[item]], users=[list(range(len(earlier)))], user_codes=codes
+        )
+        trie = TTDSTrie.build(codes[len(earlier) :])
+        users = torch.arange(len(rows), device=self.device)[None]
+        scores = score_items(self, *prompts, trie, users, "user")[0]
+        best, order = scores.sort(descending=True, stable=True)
+        return list(zip(order.tolist(), best.tolist(), strict=True))[:top_k]
+
+    @torch.no_grad()
+    def profiles(self, histories: Sequence[Sequence[str]], max_new_tokens: int = 32) -> list[str]:
+        """Describe the taste behind histories in words.
+
+        Args:
+            histories: Item ids per user, newest last, none empty.
+            max_new_tokens: Longest description.
+
+        Raises:
+            ValueError: An item is unknown, a history empty, or the model not tuned for this.
+        """
+        rows = self.history_rows(histories, "error")
+        if not all(rows):
+            raise ValueError(f"History {rows.index([])} is empty; a profile needs an item.")
+        shown = [[history[-self.config.max_history :]] for history in rows]
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            suppress_tokens=sorted(self.tokenizer.added_tokens_encoder.values()),
+        )
+        config.suppress_tokens = [
+            token for token in config.suppress_tokens if token != config.eos_token_id
+        ]
+        texts = []
+        for history in shown:
+            ids, mask = self.question("profile_of_history", 1, items=[history])
+            made = self.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            text = self.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+            texts.append(text.strip())
+        return texts
+
+    def question(
+        self,
+        name: str,
+        count: int,
+        items: Sequence[Sequence[Sequence[int]]] | None = None,
+        users: Sequence[Sequence[int]] | None = None,
+        user_codes: Tensor | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return bound prompts of a question and their mask, both (count, length), padded right.
+
+        Args:
+            name: A question of `config.prompts`.
+            count: Number of prompts.
+            items: Per prompt, item rows per `<item>`.
+            users: Per prompt, rows of `user_codes` for its `<user>`.
+            user_codes: Codes of the users, (num_users, num_levels).
+            texts: Per prompt, the text of its `{query}`.
+
+        Raises:
+            ValueError: The model was not tuned for the question.
+        """
+        wording = (self.config.prompts or {}).get(name)
+        if wording is None:
+            raise ValueError(
+                f"This model was not tuned for the question {name!r}; tune it with a weight for "
+                f"it under `tasks`. It knows {', '.join(self.config.prompts or {}) or 'none'}."
+            )
+        prompts = []
+        for number in range(count):
+            ids = self.tokenizer.encode_prompt(
+                wording,
+                {} if texts is None else {"query": texts[number]},
+                items=() if items is None else items[number],
+                users=() if users is None else [users[number]],
+                longest_text=LONGEST_QUERY,
+            )
+            prompts.append(torch.tensor(ids))
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(self.device)
+        mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+        return self.bind(ids, user_codes), mask
+
+    def _named(self, lists: list[list[tuple[int, float]]]) -> list[list[TTDSRecommendation]]:
         return [
             [
                 TTDSRecommendation(entry["item_id"], entry.get("title", ""), score)
@@ -148,6 +303,7 @@ class TTDSRecommendationMixin:
         num_beams: int | None = None,
         batch_size: int = 64,
         gate: bool = True,
+        queries: Sequence[str] | None = None,
     ) -> list[list[tuple[int, float]]]:
         """Do what `recommend` does, on item rows; returns pairs of row and log-probability.
 
@@ -160,6 +316,7 @@ class TTDSRecommendationMixin:
             num_beams: Prefixes kept per level.
             batch_size: Users per step.
             gate: Whether memory and gate join in, where the model has them.
+            queries: What each user is looking for, in words; the language model answers alone.
         """
         num_items = len(self.item_codes)
         if not 1 <= top_k <= num_items:
@@ -178,11 +335,14 @@ class TTDSRecommendationMixin:
             users = order[first : first + batch_size]
             shown = [histories[user] for user in users]
             behind = shown if user_histories is None else [user_histories[user] for user in users]
-            prompts = self.history_prompts(shown, behind)
+            if queries is None:
+                prompts = self.history_prompts(shown, behind)
+            else:
+                prompts = self._query_prompts([queries[user] for user in users], shown, behind)
             excluded = pad_rows(shown if exclude_seen else [[]] * len(shown), None, self.device)
             candidates = TTDSCandidates(self.trie, allowed, excluded)
             items, scores = beam_search(self, *prompts, candidates, num_beams)
-            if gate and self.config.has_gate:
+            if gate and self.config.has_gate and queries is None:
                 forbidden = self.forbidden(excluded, allowed)
                 number = max(NUM_CANDIDATES, top_k)
                 items, features = self.gate_features(shown, prompts, items, forbidden, number)
@@ -192,6 +352,19 @@ class TTDSRecommendationMixin:
                 lists.append(pairs[:top_k])
         self.train(was_training)
         return [pairs for _, pairs in sorted(zip(order, lists, strict=True))]
+
+    def _query_prompts(
+        self,
+        queries: Sequence[str],
+        histories: Sequence[Sequence[int]],
+        user_histories: Sequence[Sequence[int]],
+    ) -> tuple[Tensor, Tensor]:
+        if not any(histories):
+            return self.question("query", len(queries), texts=queries)
+        newest = [[list(history[-self.config.max_history :])] for history in histories]
+        codes = self.codes_of_users(pad_rows(user_histories, self.config.max_history, self.device))
+        own = [[number] for number in range(len(queries))]
+        return self.question("search", len(queries), newest, own, codes, queries)
 
     def forbidden(self, excluded: Tensor, allowed: Tensor | None) -> Tensor:
         """Return which items may not appear, (batch, num_items).

@@ -110,6 +110,8 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         texts: dict[str, str] | None = None,
         items: Sequence[int | Sequence[int]] = (),
         users: Sequence[int | Sequence[int]] = (),
+        longest_text: int | None = None,
+        begin: bool = True,
     ) -> list[int]:
         """Return the ids of a prompt in which entities are placeholder ids.
 
@@ -119,16 +121,18 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             texts: Text per slot name.
             items: Item rows per `<item>` in order.
             users: User rows per `<user>` in order.
+            longest_text: How many of the first tokens of a text are kept; all by default.
+            begin: Whether the tokenizer's begin-of-text token comes first.
         """
         rows = {"<item>": iter(items), "<user>": iter(users)}
-        ids = [] if self.bos_token_id is None else [self.bos_token_id]
+        ids = [self.bos_token_id] if begin and self.bos_token_id is not None else []
         for part in SLOT.split(template):
             if part in rows:
                 entities = next(rows[part])
                 for row in [entities] if isinstance(entities, int) else entities:
                     ids += placeholder_ids(part[1:-1], int(row), self.num_levels)
             elif SLOT.fullmatch(part):
-                ids += self.encode_text(texts[part[1:-1]])
+                ids += self.encode_text(texts[part[1:-1]])[:longest_text]
             elif part:
                 ids += self(part, add_special_tokens=False).input_ids
         return ids

@@ -7,6 +7,7 @@ code per level; decoders rebuild both modalities from the quantised latent.
 An all-zero embedding means that the modality is absent.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -198,6 +199,10 @@ class TTDSTower(nn.Module):
         losses["codebook"] = (path.vectors - path.residuals.detach()).square().sum(-1).mean()
         losses["commitment"] = (path.residuals - path.vectors.detach()).square().sum(-1).mean()
         losses["coarse"], losses["fine"] = self._alignment(posterior, path)
+        # Balance: how far the batch's mean use of a level's codes is from an even one.
+        usage = self.code_log_probs(path.residuals).exp().mean(0)  # (num_levels, num_codes)
+        entropy = torch.special.entr(usage.clamp_min(1e-12)).sum(-1).mean()
+        losses["balance"] = math.log(self.config.num_codes) - entropy
         config = self.config
         loss = (
             losses["text_reconstruction"]
@@ -207,6 +212,7 @@ class TTDSTower(nn.Module):
             + config.commitment_weight * losses["commitment"]
             + config.coarse_weight * losses["coarse"]
             + config.fine_weight * losses["fine"]
+            + config.balance_weight * losses["balance"]
         )
         return TTDSTowerOutput(loss, losses, path)
 

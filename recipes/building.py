@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeo
 from modeling_ttds.configuration_ttds import TTDSConfig
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
-from recipes import embeddings
+from recipes import embeddings, tasks
 from recipes.config import TTDSArguments
 from recipes.data import Split
-from recipes.examples import NEXT_ITEM, UserStates
+from recipes.examples import UserStates, next_item_wording, question_wordings
 from recipes.index import fit_tower, refresh_index
 from recipes.vocabulary import train_vocabulary
 
@@ -28,7 +28,10 @@ def build_tokenizer(
         model_name_or_path: The backbone, or None for a decoder that starts from nothing.
     """
     if model_name_or_path is None:
-        base = train_vocabulary([*split.data.catalogue.texts(), NEXT_ITEM], options.vocab_size)
+        wordings = [next_item_wording(options)]
+        if options.tasks:
+            wordings += [w for several in tasks.ALL_WORDINGS for w in several]
+        base = train_vocabulary([*split.data.catalogue.texts(), *wordings], options.vocab_size)
     else:
         base = AutoTokenizer.from_pretrained(model_name_or_path)
     return TTDSTokenizer.from_base(base, options.num_levels, options.num_codes)
@@ -145,13 +148,15 @@ def build_decoder(
         code_token_start=tokenizer.code_token_start,
         item_placeholder_id=tokenizer.convert_tokens_to_ids("<item>"),
         user_placeholder_id=tokenizer.convert_tokens_to_ids("<user>"),
-        prompt_ids=tokenizer.prompt_ids(NEXT_ITEM),
+        prompt_ids=tokenizer.prompt_ids(next_item_wording(options)),
+        prompts=question_wordings(options),
         max_history=options.max_history,
         text_encoder=options.text_encoder,
         tower_weight=options.tower_weight,
         lm_gradient=options.lm_gradient,
         soft_target_weight=options.soft_target_weight,
-        alignment_weight=options.alignment_weight,
+        contrast_weight=options.contrast_weight,
+        entity_weight=options.entity_weight,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -174,7 +179,7 @@ def init_code_projections(model: TTDSForCausalLM) -> None:
     for kind, tower in enumerate((model.item_tower, model.user_tower)):
         for level, codebook in enumerate(tower.codebooks):
             scale = std / (codebook.std() * codebook.shape[1] ** 0.5)
-            nn.init.normal_(model.code_projections[kind, level], std=scale.item())
+            nn.init.normal_(model.code_projections.weight[kind, level], std=scale.item())
 
 
 def _compact_config(tokenizer: TTDSTokenizer, options: TTDSArguments) -> GPTNeoXConfig:

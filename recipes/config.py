@@ -31,13 +31,18 @@ class TTDSArguments:
         dropout: Its dropout.
         max_history: How many of the newest items a prompt shows.
         per_position: One row per position of a history instead of one per user.
+        user_tokens: Whether the next-item prompt names the user by code tokens.
+        tasks: Rows of every further task per epoch, as a multiple of the number of users.
+        max_text_tokens: How many tokens of a text a prompt or response keeps.
         refresh_steps: Steps between refreshes of the index; 0 keeps it as it is (static).
         freeze_at: Share of the steps after which a dynamic index is frozen.
         tower_learning_rate: Peak learning rate of the towers while the language model is tuned.
         tower_weight: Weight of the tower losses while the language model is tuned.
-        lm_gradient: Whether the language model's loss reaches the towers.
+        lm_gradient: Factor on the language model's gradient where it enters the towers; 0 keeps
+            it out.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
-        alignment_weight: Weight of the token alignment losses.
+        contrast_weight: Weight of the token alignment among the entities of a batch.
+        entity_weight: Weight of the token alignment per entity.
         gate: Whether to fit a memory and a gate after tuning.
         memory_min_count: Least number of users behind a pair of items the memory keeps.
         num_beams: Prefixes kept per level at evaluation.
@@ -54,24 +59,33 @@ class TTDSArguments:
     text_embeddings: str | None = None
     text_dim: int = 128
     collaborative_dim: int = 128
-    num_levels: int = 4
-    num_codes: int = 64
+    num_levels: int = 3
+    num_codes: int = 32
     code_dim: int = 32
     tower_epochs: int = 60
     vocab_size: int = 2048
     hidden_size: int = 128
     num_layers: int = 2
     num_heads: int = 4
-    dropout: float = 0.2
+    dropout: float = 0.1
     max_history: int = 20
     per_position: bool = False
+    user_tokens: bool = True
+    tasks: dict[str, float] | None = field(
+        default_factory=lambda: {
+            "query": 0.3, "search": 0.15, "next_user": 0.15, "profile_of_history": 0.1,
+            "bought_together": 0.2,
+        }
+    )  # fmt: skip
+    max_text_tokens: int = 32
     refresh_steps: int = 0
     freeze_at: float = 0.7
     tower_learning_rate: float = 1e-4
     tower_weight: float = 0.0
-    lm_gradient: bool = False
+    lm_gradient: float = 0.0
     soft_target_weight: float = 0.0
-    alignment_weight: float = 0.0
+    contrast_weight: float = 0.0
+    entity_weight: float = 0.0
     gate: bool = True
     memory_min_count: int = 1
     num_beams: int = 50
@@ -84,10 +98,10 @@ class TTDSTrainingArguments(SFTConfig):
     """`SFTConfig` with the defaults of the demo."""
 
     output_dir: str | None = field(default="outputs/demo")
-    num_train_epochs: float = 12
+    num_train_epochs: float = 20
     per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.05
     weight_decay: float = 0.1

@@ -154,6 +154,31 @@ def split_data(data: Data) -> Split:
     return Split(data, training, validation, test)
 
 
+def write_data(data: Data, folder: str | Path) -> None:
+    """Write both tables as parquet.
+
+    Args:
+        data: The data set.
+        folder: Where to; made if need be.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {
+        "user_id": np.repeat(data.user_ids, [len(history) for history in data.histories]),
+        "item_id": np.array(data.catalogue.item_ids)[np.concatenate(data.histories)],
+        "position": np.concatenate([np.arange(len(history)) for history in data.histories]),
+    }
+    if data.timestamps is not None:
+        columns["timestamp"] = np.concatenate(data.timestamps)
+    if data.reviews is not None:
+        columns["review_text"] = [text for reviews in data.reviews for text in reviews]
+    items = {"item_id": data.catalogue.item_ids, **data.catalogue.fields}
+    for name, table in (("items", items), ("interactions", columns)):
+        scratch = folder / f"{name}.tmp"
+        pd.DataFrame(table).to_parquet(scratch)
+        scratch.replace(folder / f"{name}.parquet")
+
+
 def read_data(
     name: str,
     *,

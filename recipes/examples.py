@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import datasets
 import numpy as np
@@ -11,10 +12,12 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_ttds.configuration_ttds import PLACEHOLDER_START
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
+from recipes import tasks
+from recipes.config import TTDSArguments
 from recipes.data import Split
+from recipes.tasks import Past, Wording
 
-# The canonical prompt: `recommend` uses the same wording. The history's codes end it.
-NEXT_ITEM = "User <user> chose: <item>"
+VALIDATION_ROWS = 256
 
 
 class UserStates:
@@ -40,6 +43,11 @@ class UserStates:
         """Return the row of a user who has seen `moment` items."""
         return int(self.first[user] + moment)
 
+    def whose(self, row: int) -> tuple[int, int]:
+        """Return the user and the moment of a row."""
+        user = int(np.searchsorted(self.first, row, side="right")) - 1
+        return user, row - int(self.first[user])
+
     def latest(self) -> np.ndarray:
         """Return the row of every user's last state."""
         return self.first[1:] - 1
@@ -54,18 +62,24 @@ class UserStates:
         return torch.from_numpy(padded)
 
 
-class NextItemExamples:
-    """The next-item task: per user one row with a loss at every item from a random cut on.
+class Examples:
+    """The training examples of an epoch: the next-item task, and the other tasks in their shares.
 
-    In the other form, `per_position`, there is one row per position of every history and a loss at
-    its last item. Which cut a row gets depends on seed, epoch and position only.
+    The next-item task has per user one row with a loss at every item from a random cut on; in its
+    other form, `per_position`, one row per position of every history and a loss at its last item.
+    Every other task has as many rows as its weight times the number of users, drawn anew each
+    epoch. What a row draws depends on seed, epoch and position only.
 
     Args:
         split: The split.
         states: The user states.
         tokenizer: Builds the prompts.
-        per_position: Whether to make one row per position.
-        seed: Seed of the cuts.
+        options: Form, tasks and limits.
+        seed: Seed of the draws.
+        max_length: Most tokens of a row.
+
+    Raises:
+        ValueError: A task is unknown, or `max_length` does not hold a history.
     """
 
     def __init__(
@@ -73,33 +87,37 @@ class NextItemExamples:
         split: Split,
         states: UserStates,
         tokenizer: TTDSTokenizer,
-        per_position: bool,
+        options: TTDSArguments,
         seed: int,
+        max_length: int = 1024,
     ):
-        self.states, self.tokenizer, self.seed, self.epoch = states, tokenizer, seed, 0
-        self.histories = split.training
+        self.split, self.states, self.tokenizer, self.options = split, states, tokenizer, options
+        self.seed, self.epoch, self.max_length = seed, 0, max_length
+        self.past = Past(split, states.row, states.max_history)
         self.max_history = states.max_history
+        self.next_item = next_item_wording(options)
+        longest = len(self.encode(Wording(self.next_item, "", items=([],), users=([],))))
+        longest += (self.max_history + 2) * tokenizer.num_levels
+        if longest > max_length:
+            raise ValueError(
+                f"`max_length` is {max_length}, but `max_history` {self.max_history} takes "
+                f"{longest} tokens; raise the one or lower the other."
+            )
+        unknown = set(options.tasks or {}) - set(tasks.USER_TASKS | tasks.ITEM_TASKS)
+        if unknown:
+            raise ValueError(
+                f"`tasks` names {min(unknown)!r}; known are "
+                f"{', '.join(tasks.USER_TASKS | tasks.ITEM_TASKS)}."
+            )
         users = [user for user, history in enumerate(split.training) if len(history)]
         self.rows = [(user, None) for user in users]
-        if per_position:
+        if options.per_position:
             self.rows = [(u, target) for u in users for target in range(len(split.training[u]))]
-
-    @classmethod
-    def validation(
-        cls, split: Split, states: UserStates, tokenizer: TTDSTokenizer
-    ) -> "NextItemExamples":
-        """Return one example per validation target, for the validation loss.
-
-        Args:
-            split: The split.
-            states: The user states.
-            tokenizer: Builds the prompts.
-        """
-        examples = cls(split, states, tokenizer, per_position=True, seed=0)
-        users = split.users("validation").tolist()
-        examples.rows = [(user, len(split.training[user])) for user in users]
-        examples.histories = [split.history(user, "test") for user in range(len(split.training))]
-        return examples
+        self.rows += [
+            (task, None)
+            for task, weight in (options.tasks or {}).items()
+            for _ in range(round(weight * len(users)))
+        ]
 
     def as_dataset(self) -> datasets.Dataset:
         """Return a data set that makes its examples when they are asked for."""
@@ -110,10 +128,38 @@ class NextItemExamples:
 
         return datasets.Dataset.from_dict({"index": range(len(self))}).with_transform(make)
 
+    def validation(self, count: int = VALIDATION_ROWS) -> dict[str, datasets.Dataset]:
+        """Return, per task, examples as of the moment before the validation target.
+
+        Args:
+            count: How many of a task at most.
+        """
+        past = Past(self.split, self.states.row, self.max_history, held_out=True)
+        users = self.split.users("validation")[:count].tolist()
+        found = {
+            "next_item": [
+                self.encode_next_item(past.histories[u], u, 0, len(past.histories[u]) - 1, None)
+                for u in users
+            ]
+        }
+        for task in self.options.tasks or {}:
+            wordings = tasks.validation_wordings(past, task, count)
+            found[f"task_{task}"] = [self.encode(wording) for wording in wordings]
+        return {
+            name: datasets.Dataset.from_list(examples)
+            for name, examples in found.items()
+            if examples
+        }
+
     def lengths(self) -> list[int]:
-        """Return the number of items each row shows."""
+        """Return about how many items each row shows; rows of other tasks count as long ones."""
         return [
-            min(len(self.histories[user]) if target is None else target + 1, self.max_history + 1)
+            self.max_history
+            if isinstance(user, str)
+            else min(
+                len(self.split.training[user]) if target is None else target + 1,
+                self.max_history + 1,
+            )
             for user, target in self.rows
         ]
 
@@ -123,19 +169,132 @@ class NextItemExamples:
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         user, target = self.rows[index]
         draw = random.Random(f"{self.seed}-{self.epoch}-{index}")
-        history = self.histories[user]
-        if target is None:
-            end = draw.randint(min(len(history), self.max_history + 1), len(history))
-            begin = max(0, end - self.max_history - 1)
-            cut = draw.randrange(begin, end)
-        else:
-            begin, cut, end = max(0, target - self.max_history), target, target + 1
-        prompt = self.tokenizer.encode_prompt(
-            NEXT_ITEM, items=[history[begin:cut].tolist()], users=[self.states.row(user, cut)]
+        if isinstance(user, str):
+            return self.encode(tasks.draw_wording(self.past, user, draw))
+        history = self.past.histories[user]
+        if target is not None:
+            return self.encode_next_item(
+                history, user, max(0, target - self.max_history), target, None
+            )
+        end = draw.randint(min(len(history), self.max_history + 1), len(history))
+        begin = max(0, end - self.max_history - 1)
+        return self.encode_next_item(history, user, begin, draw.randrange(begin, end), end)
+
+    def encode_next_item(
+        self, history: np.ndarray, user: int, begin: int, cut: int, end: int | None
+    ) -> dict[str, list[int]]:
+        """Return a row that shows `history[begin:cut]` and learns `history[cut:end]`.
+
+        Args:
+            history: Item rows.
+            user: Whose history it is.
+            begin: First position shown, at most `max_history` before the cut.
+            cut: First position learnt.
+            end: Position behind the last one learnt; one is learnt by default.
+        """
+        begin, end = max(begin, cut - self.max_history), end or cut + 1
+        return self.encode(
+            Wording(
+                self.next_item, "<item>",
+                items=(history[begin:cut].tolist(),), users=([self.states.row(user, cut)],),
+                targets=tuple(history[cut:end].tolist()),
+            )
+        )  # fmt: skip
+
+    def encode(self, wording: Wording) -> dict[str, list[int]]:
+        """Return `input_ids` and `labels`; the loss stands on the response only.
+
+        A row that is too long loses the oldest items of its longest list; never its response.
+
+        Args:
+            wording: Prompt and response.
+
+        Raises:
+            ValueError: Without any history it is still too long.
+        """
+        encode, longest = self.tokenizer.encode_prompt, self.options.max_text_tokens
+        slots = {"items": [wording.targets], "users": [wording.targets]}
+        response = encode(
+            wording.response, wording.texts, **slots, longest_text=longest, begin=False
         )
-        response = self.tokenizer.encode_prompt("<item>", items=[history[cut:end].tolist()])
-        response = [token for token in response if token >= PLACEHOLDER_START]
-        return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
+        if wording.response not in ("<item>", "<user>", ""):
+            response = [*response, self.tokenizer.eos_token_id]
+        items = [list(rows) for rows in wording.items]
+        users = [list(rows) for rows in wording.users]
+        while True:
+            prompt = encode(
+                wording.prompt, wording.texts, items=items, users=users, longest_text=longest
+            )
+            excess = len(prompt) + len(response) - self.max_length
+            if excess <= 0:
+                return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
+            lists = max([*items, *users], key=len, default=[])
+            if len(lists) < 2:
+                raise ValueError(
+                    f"`max_length` is {self.max_length}; the prompt {wording.prompt!r} takes "
+                    f"{excess} more. Raise it or lower `max_text_tokens`."
+                )
+            del lists[: min(len(lists) - 1, -(-excess // self.tokenizer.num_levels))]
+
+
+def next_item_wording(options: TTDSArguments) -> str:
+    """Return how the next item is asked for; the history's codes end the prompt.
+
+    Args:
+        options: Says whether the user has code tokens.
+    """
+    return tasks.NEXT_ITEM[0] if options.user_tokens else "Chosen: <item>"
+
+
+def question_wordings(options: TTDSArguments) -> dict[str, str]:
+    """Return the wordings of the questions a model tuned on these tasks can answer.
+
+    Args:
+        options: Names the tasks.
+    """
+    asked = {
+        "next_user": tasks.NEXT_USER, "search": tasks.SEARCH, "query": tasks.QUERY,
+        "profile_of_history": tasks.PROFILE_OF_HISTORY, "bought_together": tasks.BOUGHT_TOGETHER,
+    }  # fmt: skip
+    return {name: asked[name][0] for name in options.tasks or {} if name in asked}
+
+
+class EntityTexts:
+    """The texts of the entities of a batch, for token alignment.
+
+    Args:
+        examples: Give catalogue, user states and tokenizer.
+        count: How many entities of a batch are aligned at most.
+    """
+
+    def __init__(self, examples: Examples, count: int = 32):
+        self.examples, self.count = examples, count
+        self.ids = lru_cache(maxsize=100_000)(self._ids)
+
+    def _ids(self, kind: int, row: int) -> tuple[int, ...]:
+        examples = self.examples
+        if kind:
+            text = examples.past.profile(*examples.states.whose(row))
+        else:
+            text = examples.split.data.catalogue.text(row)
+        return tuple(examples.tokenizer.encode_text(text)[: examples.options.max_text_tokens])
+
+    def __call__(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Return `entity_ids` and `entity_text_ids` of entities that the batch names.
+
+        Args:
+            input_ids: Token or placeholder ids, (batch, length).
+        """
+        levels = self.examples.tokenizer.num_levels
+        named = (input_ids[input_ids >= PLACEHOLDER_START] - PLACEHOLDER_START) // levels
+        named = named.unique()[:: max(1, len(named.unique()) // self.count)][: self.count]
+        texts = {entity: self.ids(entity % 2, entity // 2) for entity in named.tolist()}
+        texts = {entity: torch.tensor(ids) for entity, ids in texts.items() if ids}
+        if len(texts) < 2:
+            return {}
+        first = PLACEHOLDER_START + torch.tensor(list(texts))[:, None] * levels
+        padded = torch.nn.utils.rnn.pad_sequence(list(texts.values()), True, -100)
+        return {"entity_ids": first + torch.arange(levels), "entity_text_ids": padded}
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -147,7 +306,7 @@ class EpochSampler(torch.utils.data.Sampler):
         seed: Seed of the order.
     """
 
-    def __init__(self, examples: NextItemExamples, batch_size: int, seed: int):
+    def __init__(self, examples: Examples, batch_size: int, seed: int):
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.lengths = examples.lengths()
 
@@ -167,12 +326,15 @@ class EpochSampler(torch.utils.data.Sampler):
             yield from batches[batch]
 
 
-def collate(examples: Sequence[dict[str, list[int]]], pad_token_id: int) -> dict[str, Tensor]:
+def collate(
+    examples: Sequence[dict[str, list[int]]], pad_token_id: int, texts: EntityTexts | None = None
+) -> dict[str, Tensor]:
     """Pad examples on the right into `input_ids`, `attention_mask` and `labels`.
 
     Args:
         examples: `input_ids` and `labels` of each.
         pad_token_id: Id to pad `input_ids` with.
+        texts: Adds the texts of the batch's entities, for token alignment.
     """
     longest = max(len(example["input_ids"]) for example in examples)
     batch = {
@@ -185,4 +347,4 @@ def collate(examples: Sequence[dict[str, list[int]]], pad_token_id: int) -> dict
         batch["input_ids"][row, :length] = torch.tensor(example["input_ids"])
         batch["labels"][row, :length] = torch.tensor(example["labels"])
         batch["attention_mask"][row, :length] = 1
-    return batch
+    return batch if texts is None else batch | texts(batch["input_ids"])

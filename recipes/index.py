@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.distributed
 from sklearn.cluster import KMeans
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -159,14 +160,22 @@ def refresh_index(model: TTDSForCausalLM, freeze: bool = False) -> dict[str, flo
     report |= {f"churn_{level}": c.item() for level, c in enumerate(changed.float().mean(0))}
     report["churn"] = changed.any(1).float().mean().item()
     report["moved"] = (codes != nearest).any(1).float().mean().item()
+    _agree(codes)
     model.item_codes.copy_(codes)
     if hasattr(model, "user_codes"):
         states = model.user_histories.split(CHUNK)
         users = torch.cat([model.codes_of_users(part) for part in states])
+        _agree(users)
         report["user_churn"] = (users != model.user_codes).any(1).float().mean().item()
         model.user_codes.copy_(users)
     model.train(was_training)
     return report
+
+
+def _agree(codes: Tensor) -> None:
+    # Rounding may differ between processes; the first one's codes count.
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast(codes, 0)
 
 
 def code_usage(codes: Tensor, num_codes: int) -> dict[str, float]:

@@ -12,16 +12,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from transformers import set_seed  # noqa: E402
-from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
-from recipes import gate, report, toyshop  # noqa: E402
+from recipes import adapter, gate, report, toyshop  # noqa: E402
 from recipes.building import build_model, build_tokenizer  # noqa: E402
 from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments  # noqa: E402
 from recipes.data import read_data, split_data  # noqa: E402
-from recipes.examples import NextItemExamples, UserStates  # noqa: E402
-from recipes.index import refresh_index  # noqa: E402
-from recipes.trainer import TTDSTrainer  # noqa: E402
+from recipes.examples import Examples, UserStates  # noqa: E402
+from recipes.trainer import TTDSTrainer, last_whole_checkpoint  # noqa: E402
 
 
 def check_output(options: TTDSArguments, training: TTDSTrainingArguments) -> None:
@@ -72,20 +70,31 @@ def main(
         model.item_tower.requires_grad_(False)
         model.user_tower.requires_grad_(False)
 
+    folder = Path(training.output_dir)
+    peft_config = None
+    if model_config.use_peft:
+        peft_config = adapter.lora_config(model, model_config)
+        if not training.resume_from_checkpoint and training.process_index == 0:
+            adapter.save_base(model, folder)
+
     trainer = TTDSTrainer(
         model=model,
+        peft_config=peft_config,
         args=training,
-        examples=NextItemExamples(split, states, tokenizer, options.per_position, training.seed),
-        eval_dataset=NextItemExamples.validation(split, states, tokenizer).as_dataset(),
+        examples=Examples(split, states, tokenizer, options, training.seed, training.max_length),
         processing_class=tokenizer,
         split=split,
         options=options,
     )
     resume = training.resume_from_checkpoint
     if resume in ("true", "True"):
-        resume = get_last_checkpoint(training.output_dir)
+        resume = last_whole_checkpoint(training.output_dir)
     trainer.train(resume_from_checkpoint=resume)
-    refresh_index(model, freeze=True)
+    tuning = trainer.report()
+    if not trainer.is_world_process_zero():
+        return
+    if model_config.use_peft:
+        model = adapter.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder)
     model.share_index()
 
     if options.gate:
@@ -106,7 +115,6 @@ def main(
     for which in rows:
         rows[which] |= report.baseline_rows(split, which, shop)
 
-    folder = Path(training.output_dir)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     report.write_run(folder / "run.jsonl", split, "test", lists)
@@ -116,6 +124,7 @@ def main(
         "seed": training.seed,
         "options": vars(options),
         "towers": towers,
+        "tuning": tuning,
         "seconds": round(time.perf_counter() - begun, 1),
     }
     report.write_json(folder / "metrics.json", facts | rows)

@@ -5,10 +5,8 @@ and companions that people buy after it. Some items are new: nobody has bought t
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from recipes.baselines import rank
 from recipes.data import Catalogue, Data, Split
@@ -102,27 +100,6 @@ class Toyshop:
             return np.stack([self.probabilities(u, split.history(u, which)) for u in users])
 
         return rank(split, which, top_k, scores)
-
-    def write(self, folder: str | Path) -> None:
-        """Write both tables as parquet.
-
-        Args:
-            folder: Where to; made if need be.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        catalogue = self.data.catalogue
-        items = pd.DataFrame({"item_id": catalogue.item_ids, **catalogue.fields})
-        items.to_parquet(folder / "items.parquet")
-        lengths = [len(history) for history in self.data.histories]
-        rows = np.concatenate(self.data.histories)
-        pd.DataFrame(
-            {
-                "user_id": np.repeat(self.data.user_ids, lengths),
-                "item_id": np.array(catalogue.item_ids)[rows],
-                "position": np.concatenate([np.arange(length) for length in lengths]),
-            }
-        ).to_parquet(folder / "interactions.parquet")
 
 
 def generate(seed: int = 0, num_users: int = 2000, num_items: int = 600) -> Toyshop:

@@ -1,6 +1,9 @@
 """TTDSTrainer: TRL's SFTTrainer with the model's own loss, a moving index and ranking metrics."""
 
+import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,15 +13,19 @@ from trl import SFTTrainer
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.config import TTDSArguments
 from recipes.data import Split
-from recipes.examples import EpochSampler, NextItemExamples, collate
+from recipes.examples import EntityTexts, EpochSampler, Examples, collate
 from recipes.index import refresh_index
 from recipes.metrics import rank_metrics
 
-USER_CODES_FILE = "user_codes.safetensors"
+INDEX_FILE = "index.safetensors"
+INDEX = ("item_codes", "item_text", "user_codes")
+SEAL_FILE = "complete.json"
 
 
 class RefreshIndex(TrainerCallback):
     """Refreshes the index every so many steps and freezes it at a share of the run.
+
+    Only a model with a frozen index can be the best one, so what came before is forgotten then.
 
     Args:
         trainer: The trainer, for its model and log.
@@ -30,18 +37,53 @@ class RefreshIndex(TrainerCallback):
         self.trainer, self.refresh_steps, self.freeze_at = trainer, refresh_steps, freeze_at
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
-        freeze_step = int(self.freeze_at * state.max_steps)
+        freeze_step = max(1, int(self.freeze_at * state.max_steps))
         step = state.global_step
         if step == freeze_step or (step < freeze_step and step % self.refresh_steps == 0):
-            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            report = refresh_index(model, freeze=step == freeze_step)
+            report = refresh_index(self.trainer.ttds, freeze=step == freeze_step)
             self.trainer.log({f"index/{name}": value for name, value in report.items()})
+            if step == freeze_step:
+                state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+
+class SealCheckpoint(TrainerCallback):
+    """Completes a checkpoint by the index and a list of its files, written last.
+
+    Args:
+        trainer: The trainer, for its model.
+    """
+
+    def __init__(self, trainer: "TTDSTrainer"):
+        self.trainer = trainer
 
     def on_save(self, args, state, control, **kwargs):  # noqa: D102
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        if args.should_save and hasattr(model, "user_codes"):
-            folder = f"{args.output_dir}/checkpoint-{state.global_step}"
-            save_file({"user_codes": model.user_codes}, f"{folder}/{USER_CODES_FILE}")
+        if not args.should_save:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        tensors = {name: getattr(self.trainer.ttds, name).cpu() for name in INDEX}
+        save_file(tensors, folder / INDEX_FILE)
+        sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        scratch = folder / f"{SEAL_FILE}.tmp"
+        scratch.write_text(json.dumps(sizes), "utf-8")
+        scratch.replace(folder / SEAL_FILE)
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; say which were not.
+
+    Args:
+        output_dir: Folder of a run.
+    """
+    folders = Path(output_dir).glob("checkpoint-*")
+    for folder in sorted(folders, key=lambda f: int(f.name.split("-")[1]), reverse=True):
+        try:
+            sizes = json.loads((folder / SEAL_FILE).read_text("utf-8"))
+            if all((folder / name).stat().st_size == size for name, size in sizes.items()):
+                return str(folder)
+        except FileNotFoundError:
+            pass
+        print(f"{folder} was cut short and is passed over.")
+    return None
 
 
 class TTDSTrainer(SFTTrainer):
@@ -55,28 +97,42 @@ class TTDSTrainer(SFTTrainer):
         **kwargs: As of `SFTTrainer`.
     """
 
-    def __init__(
-        self, *args, examples: NextItemExamples, split: Split, options: TTDSArguments, **kwargs
-    ):
+    def __init__(self, *args, examples: Examples, split: Split, options: TTDSArguments, **kwargs):
         self.examples, self.split, self.options = examples, split, options
+        self.num_tokens, self.begun, self.curve = 0, time.perf_counter(), []
         tokenizer = kwargs["processing_class"]
         training = kwargs["args"]
         training.remove_unused_columns = False
+        training.prediction_loss_only = True
         training.dataset_kwargs = {"skip_prepare_dataset": True}
-        kwargs["data_collator"] = lambda examples: collate(examples, tokenizer.pad_token_id)
+        texts = EntityTexts(examples) if options.contrast_weight or options.entity_weight else None
+        kwargs["data_collator"] = lambda rows: collate(rows, tokenizer.pad_token_id, texts)
+        kwargs["eval_dataset"] = examples.validation()
         super().__init__(*args, train_dataset=examples.as_dataset(), **kwargs)
+        self.add_callback(SealCheckpoint(self))
         if options.refresh_steps:
             self.add_callback(RefreshIndex(self, options.refresh_steps, options.freeze_at))
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
-        return EpochSampler(self.examples, self._train_batch_size, self.args.seed)
+        batch_size = self._train_batch_size * self.accelerator.num_processes
+        return EpochSampler(self.examples, batch_size, self.args.seed)
+
+    @property
+    def ttds(self) -> TTDSForCausalLM:
+        """The model itself, without what parallel training or an adapter wraps around it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the model's own loss and log its parts."""
-        outputs = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch)
+        outputs = model(
+            **inputs, use_cache=False, num_items_in_batch=num_items_in_batch, logits_to_keep=1
+        )
         loss = outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
+        if model.training:
+            self.num_tokens += int(inputs["attention_mask"].sum())
         metrics = self._metrics["train" if model.training else "eval"]
         for name, value in outputs.losses.items():
             metrics[f"loss/{name}"].append(value.item())
@@ -117,21 +173,53 @@ class TTDSTrainer(SFTTrainer):
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """Add the ranking metrics of validation users to the losses."""
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
+        if metric_key_prefix != "eval":
+            return metrics
         options = self.options
-        lists = recommend_to(model, self.split, "validation", options.num_beams, options.eval_users)
+        lists = recommend_to(
+            self.ttds, self.split, "validation", options.num_beams, options.eval_users
+        )
         users = self.split.users("validation")[: options.eval_users]
         ranking = rank_metrics(lists, self.split.validation_targets[users])
         chosen = {f"{metric_key_prefix}_{name}": ranking[name] for name in ("HR@10", "NDCG@10")}
         self.log(chosen)
+        seconds = round(time.perf_counter() - self.begun, 1)
+        self.curve.append(
+            {"step": self.state.global_step, "tokens": self.num_tokens, "seconds": seconds}
+            | {name: ranking[name] for name in ("HR@10", "NDCG@10")}
+        )
         return metrics | chosen
+
+    def report(self) -> dict[str, object]:
+        """Return what tuning took and how index and validation moved since this process began."""
+        refreshes = [
+            {name.removeprefix("index/"): value for name, value in entry.items()}
+            for entry in self.state.log_history
+            if "index/churn" in entry
+        ]
+        seconds = time.perf_counter() - self.begun
+        return {
+            "seconds": round(seconds, 1),
+            "tokens": self.num_tokens,
+            "tokens_per_second": round(self.num_tokens / seconds),
+            "validation": self.curve,
+            "refreshes": [
+                {name: value for name, value in entry.items() if "/" not in name}
+                for entry in refreshes
+            ],
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        unwrapped = self.accelerator.unwrap_model(model or self.model)
-        if self.options.refresh_steps and hasattr(unwrapped, "user_codes"):
-            tensors = load_file(f"{resume_from_checkpoint}/{USER_CODES_FILE}")
-            unwrapped.user_codes.copy_(tensors["user_codes"])
+        self._load_index(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_index(self.state.best_model_checkpoint)
+
+    def _load_index(self, folder: str) -> None:
+        for name, tensor in load_file(f"{folder}/{INDEX_FILE}").items():
+            getattr(self.ttds, name).copy_(tensor)
 
 
 @torch.no_grad()

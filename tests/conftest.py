@@ -17,14 +17,35 @@ from recipes.examples import UserStates
 from recipes.toyshop import generate
 
 torch.set_num_threads(1)
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+SMALL = """
+text_dim: 16
+collaborative_dim: 16
+num_levels: 3
+num_codes: 8
+code_dim: 8
+tower_epochs: 4
+vocab_size: 400
+hidden_size: 32
+num_layers: 1
+num_heads: 2
+max_history: 6
+num_beams: 20
+eval_users: 40
+num_train_epochs: 2
+per_device_train_batch_size: 32
+disable_tqdm: true
+use_cpu: true
+tasks: {}
+"""
 
 
 def small_options(cache_dir, **changes) -> TTDSArguments:
     settings = dict(
         cache_dir=str(cache_dir), text_dim=24, collaborative_dim=16, num_levels=3, num_codes=8,
         code_dim=8, tower_epochs=8, vocab_size=400, hidden_size=32, num_layers=1, num_heads=2,
-        max_history=6, num_beams=20, dropout=0.0,
+        max_history=6, num_beams=20, dropout=0.0, tasks={},
     )  # fmt: skip
     return TTDSArguments(**(settings | changes))
 

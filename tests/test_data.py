@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recipes.data import read_data, split_data
+from recipes.data import read_data, split_data, write_data
 
 ITEMS = pd.DataFrame({"item_id": ["a", "b", "c", "d"], "title": ["A", "B", None, "D"]})
 ROWS = [("u", "a", 0), ("u", "b", 1), ("u", "c", 2), ("u", "d", 3), ("v", "d", 0), ("v", "a", 1)]
@@ -160,5 +160,5 @@ def test_generated_shop_is_the_same_for_a_seed(shop, tmp_path):
 
     assert generate(seed=1, num_users=150, num_items=72).data.sha256 == shop.data.sha256
     assert generate(seed=2, num_users=150, num_items=72).data.sha256 != shop.data.sha256
-    shop.write(tmp_path)
+    write_data(shop.data, tmp_path)
     assert read_data(str(tmp_path)).sha256 == shop.data.sha256

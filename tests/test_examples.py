@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from modeling_ttds.configuration_ttds import PLACEHOLDER_START
-from recipes.examples import EpochSampler, NextItemExamples, UserStates, collate
+from recipes import tasks
+from recipes.config import TTDSArguments
+from recipes.examples import EpochSampler, Examples, UserStates, collate
 
 LEVELS = 3
 
@@ -20,8 +22,11 @@ def entities(ids):
     return [(group[0] // LEVELS % 2, group[0] // LEVELS // 2) for group in groups]
 
 
-def sequences(split, states, tokenizer, seed=0):
-    return NextItemExamples(split, states, tokenizer, per_position=False, seed=seed)
+TASKS = {task: 0.5 for task in tasks.USER_TASKS | tasks.ITEM_TASKS}
+
+
+def sequences(split, states, tokenizer, seed=0, **options):
+    return Examples(split, states, tokenizer, TTDSArguments(**({"tasks": {}} | options)), seed)
 
 
 def test_sequence_form_continues_the_state_it_names(split, states, tokenizer):
@@ -53,7 +58,7 @@ def test_examples_depend_on_seed_epoch_and_index_only(split, states, tokenizer):
 
 
 def test_per_position_form_has_a_row_per_position(split, states, tokenizer):
-    examples = NextItemExamples(split, states, tokenizer, per_position=True, seed=0)
+    examples = sequences(split, states, tokenizer, per_position=True)
     assert len(examples) == sum(len(history) for history in split.training)
     example = examples[2]
     targets = entities([i for i in example["labels"] if i != -100])
@@ -71,8 +76,8 @@ def test_no_byte_of_training_depends_on_a_target(split, states, tokenizer):
     other_states = UserStates(changed, states.max_history)
     assert torch.equal(states.histories(), other_states.histories())
     ours, theirs = (
-        sequences(split, states, tokenizer),
-        sequences(changed, other_states, tokenizer),
+        sequences(split, states, tokenizer, tasks=TASKS),
+        sequences(changed, other_states, tokenizer, tasks=TASKS),
     )
     assert [ours[i] for i in range(len(ours))] == [theirs[i] for i in range(len(theirs))]
     assert np.array_equal(split.training_counts, changed.training_counts)

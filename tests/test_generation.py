@@ -42,7 +42,7 @@ def make_model(shape="llama untied", attention="sdpa"):
     )  # fmt: skip
     model = TTDSForCausalLM(config).eval()
     with torch.no_grad():
-        model.code_projections.normal_(std=0.3)
+        model.code_projections.weight.normal_(std=0.3)
         model.item_text.normal_()
         model.user_tower.codebooks.mul_(0.1)
     paths = torch.tensor(list(itertools.product(range(CODES), repeat=LEVELS)))

@@ -11,7 +11,7 @@ import pytest
 from conftest import SHARED
 
 from recipes import baselines, report
-from recipes.data import read_data, split_data
+from recipes.data import read_data, split_data, write_data
 from recipes.metrics import evaluate_run, rank_metrics
 
 REFEREE = SHARED / "scoring" / "score.py"
@@ -46,7 +46,7 @@ def test_equal_to_the_referee_to_the_last_digit(name, which, shop, tmp_path):
     folder = SHARED / "data" / name
     if name == "toyshop":
         folder = tmp_path / "shop"
-        shop.write(folder)
+        write_data(shop.data, folder)
     split = split_data(read_data(str(folder)))
     # Lists that hit: the target at a random place among random items.
     rng = np.random.default_rng(0)

@@ -1,11 +1,15 @@
 """TTDSForCausalLM: binding, tied embeddings, losses, gradients, a changing catalogue."""
 
+import time
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from modeling_ttds.configuration_ttds import placeholder_ids
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from recipes.building import build_model, build_tokenizer
 
 LEVELS = 3
 
@@ -54,7 +58,7 @@ def test_embedding_of_a_code_is_its_row_plus_its_projected_codebook_vector(bound
     start, codes = bound.config.code_token_start, bound.config.item_tower.num_codes
     token = start + (LEVELS + 1) * codes + 5  # <user_1_5>
     expected = bound.get_input_embeddings().weight[token]
-    vector = bound.user_tower.codebooks[1, 5] @ bound.code_projections[1, 1]
+    vector = bound.user_tower.codebooks[1, 5] @ bound.code_projections.weight[1, 1]
     torch.testing.assert_close(bound.embed(torch.tensor([token]))[0], expected + vector)
     hidden = torch.randn(2, bound.config.backbone_config.hidden_size)
     logits = bound.token_logits(hidden)
@@ -88,7 +92,7 @@ def first_layers(model):
 
 
 def test_language_model_loss_reaches_both_towers(bound):
-    bound.config.lm_gradient, bound.config.tower_weight = True, 0.0
+    bound.config.lm_gradient, bound.config.tower_weight = 1.0, 0.0
     ids, labels = prompt(3, [1, 2], [4, 5])
     bound(input_ids=ids, labels=labels).loss.backward()
     for name, weight in first_layers(bound).items():
@@ -104,7 +108,7 @@ def test_without_the_gradient_path_the_towers_stay_out(bound):
 
 def test_straight_through_gradient_is_that_of_the_embedded_residual(bound):
     """With the codebook vector replaced by the residual, a numeric derivative agrees."""
-    bound.config.lm_gradient = True
+    bound.config.lm_gradient = 1.0
     bound.double()
     ids, labels = prompt(3, [1], [4])
     weight = bound.item_tower.encoders["text"][0].weight
@@ -127,7 +131,7 @@ def test_straight_through_gradient_is_that_of_the_embedded_residual(bound):
             moved = residuals() - today
             for entity, row in enumerate(rows.tolist()):
                 for level in range(LEVELS):
-                    added = moved[entity, level] @ bound.code_projections[0, level]
+                    added = moved[entity, level] @ bound.code_projections.weight[0, level]
                     embeddings[0, places[row] + level] += added
             states = bound.model(inputs_embeds=embeddings).last_hidden_state
             target = bound.bind(labels)[0, 1:]
@@ -146,7 +150,7 @@ def test_straight_through_gradient_is_that_of_the_embedded_residual(bound):
 
 
 def test_soft_targets_let_codes_move_to_where_the_model_predicts(bound):
-    bound.config.lm_gradient, bound.config.soft_target_weight = True, 0.5
+    bound.config.lm_gradient, bound.config.soft_target_weight = 1.0, 0.5
     ids, labels = prompt(3, [1], [4])
     hard = bound.eval()(input_ids=ids, labels=labels).loss
     loss = bound.train()(input_ids=ids, labels=labels).loss
@@ -212,6 +216,39 @@ def test_new_items_change_nothing_of_the_old(model, tmp_path):
     model.tokenizer.save_pretrained(tmp_path / "m")
     again = TTDSForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert again.recommend([["new"]], top_k=3) == model.recommend([["new"]], top_k=3)
+
+
+def test_interactions_of_a_new_item_join_its_text(model):
+    known = [entry["item_id"] for entry in model.catalogue[:3]]
+    model.add_items(
+        [NEW, {"item_id": "blank"}],
+        histories=[[known[0], "new", known[1]], ["new", known[2]], ["blank"]],
+    )
+    expected = F.normalize(model.item_collaborative[:3].sum(0), dim=-1)
+    torch.testing.assert_close(model.item_collaborative[-2], expected)
+    assert not model.item_collaborative[-1].any()
+    with pytest.raises(ValueError, match="History 0 holds the unknown item 'nobody'"):
+        model.add_items([{"item_id": "other"}], histories=[["other", "nobody"]])
+    assert "other" not in model.row_of
+
+
+def test_ten_thousand_items_join_in_seconds(split, states, tokenizer, options):
+    settings = replace(options, num_codes=32)
+    tokenizer = build_tokenizer(split, settings, None)
+    model, _ = build_model(split, states, tokenizer, settings, None, seed=0)
+    words = [entry["title"] for entry in model.catalogue]
+    codes = model.item_codes.clone()
+    items = [
+        {"item_id": f"new-{n}", "title": f"{words[n % 72]} {words[n // 72 % 72]} {n}"}
+        for n in range(10_000)
+    ]
+    begun = time.perf_counter()
+    model.eval().add_items(items)
+    assert model.trie.num_levels == LEVELS
+    assert time.perf_counter() - begun < 10
+    assert torch.equal(model.item_codes[:72], codes)
+    assert len(model.item_codes.unique(dim=0)) == 10_072
+    assert len(model.recommend([["new-7"]], top_k=10)[0]) == 10
 
 
 def test_removed_items_are_gone(model):

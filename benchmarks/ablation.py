@@ -1,0 +1,94 @@
+"""Add the method's parts one by one: a row per YAML, several seeds, one JSON per run.
+
+python benchmarks/ablation.py --dataset_name FOLDER
+
+A row's YAML holds what differs from recipes/scientific/sft.yaml. A run whose result is there is
+passed over, so the command resumes. What follows is handed to the recipe.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.result import RESULTS, write_result  # noqa: E402
+
+BASE = ROOT / "recipes" / "scientific" / "sft.yaml"
+ROWS = ROOT / "recipes" / "scientific" / "ablation"
+GENERATED = "TTDS, generated only"
+
+
+def run(row: Path, seed: int, threads: int, recipe: list[str]) -> None:
+    """Tune one row with one seed and write its result.
+
+    Args:
+        row: The row's YAML.
+        seed: The seed.
+        threads: Threads of the run.
+        recipe: Further arguments of the recipe.
+    """
+    name = f"ablation-{row.stem}-seed{seed}"
+    if (RESULTS / f"{name}.json").exists():
+        return
+    output = ROOT / "outputs" / name
+    output.parent.mkdir(exist_ok=True)
+    settings = yaml.safe_load(BASE.read_text()) | yaml.safe_load(row.read_text())
+    merged = output.with_suffix(".yaml")
+    merged.write_text(yaml.safe_dump(settings | {"gate": False, "seed": seed}))
+    begun = time.perf_counter()
+    command = [
+        sys.executable, "recipes/sft.py", "--config", str(merged), "--output_dir", str(output),
+        "--overwrite_output_dir", "true", "--disable_tqdm", "true", "--save_total_limit", "1",
+        *recipe,
+    ]  # fmt: skip
+    with output.with_suffix(".log").open("w") as log:
+        subprocess.run(
+            command, cwd=ROOT, check=True, stdout=log, stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        )  # fmt: skip
+    metrics = json.loads((output / "metrics.json").read_text())
+    content = {
+        "ablation": row.stem,
+        "dataset": "scientific",
+        "method": f"ablation: {row.stem}",
+        "threads": threads,
+        "config": metrics["options"],
+        "data_sha256": metrics["data_sha256"],
+        "tuning": metrics["tuning"],
+        "validation": metrics["validation"][GENERATED],
+        "test": metrics["test"][GENERATED],
+    }
+    write_result(name, seed, time.perf_counter() - begun, content)
+    print(name, {n: round(content["validation"][n], 4) for n in ("HR@10", "NDCG@10")}, flush=True)
+
+
+def main() -> None:
+    """Run what is missing, several runs side by side."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", help="stems of the rows' YAML files; all by default")
+    parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
+    arguments, recipe = parser.parse_known_args()
+    rows = sorted(ROWS.glob("*.yaml"))
+    if arguments.rows:
+        rows = [row for row in rows if row.stem in arguments.rows]
+    threads = max(1, (os.cpu_count() or 1) // arguments.parallel)
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        runs = [
+            pool.submit(run, row, seed, threads, recipe) for seed in arguments.seeds for row in rows
+        ]
+        for future in runs:
+            future.result()
+
+
+if __name__ == "__main__":
+    main()

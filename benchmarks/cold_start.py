@@ -1,0 +1,140 @@
+"""Hold a tenth of the items out of training, add them afterwards, and recommend them.
+
+python benchmarks/cold_start.py --name toyshop
+python benchmarks/cold_start.py --name scientific --config recipes/scientific/sft.yaml
+    --dataset_name FOLDER
+
+Users whose test target is a held-out item are asked; what follows is handed to the recipe.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F  # noqa: N812
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.result import write_result  # noqa: E402
+from modeling_ttds import TTDSForCausalLM  # noqa: E402
+from recipes import toyshop  # noqa: E402
+from recipes.data import Catalogue, Data, read_data, split_data, write_data  # noqa: E402
+from recipes.metrics import rank_metrics  # noqa: E402
+
+HELD_OUT = 0.1
+TEXT_FILE = "text_embeddings.safetensors"
+
+
+def without(data: Data, gone: np.ndarray) -> Data:
+    """Return the data set as if some items had never been there.
+
+    Args:
+        data: The data set.
+        gone: Item rows.
+    """
+    stays = np.ones(len(data.catalogue), dtype=bool)
+    stays[gone] = False
+    new_row = stays.cumsum() - 1
+    kept = np.flatnonzero(stays)
+    catalogue = Catalogue(
+        [data.catalogue.item_ids[row] for row in kept],
+        {name: [values[row] for row in kept] for name, values in data.catalogue.fields.items()},
+    )
+    histories = [new_row[history[stays[history]]] for history in data.histories]
+    users = [user for user, history in enumerate(histories) if len(history)]
+    return Data(
+        catalogue, [data.user_ids[user] for user in users], [histories[user] for user in users]
+    )
+
+
+def main() -> None:
+    """Train without the held-out items, add them, ask, and write one result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", required=True, help="name of the data set in the results")
+    parser.add_argument("--dataset_name", help="folder; the generated data by default")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments, recipe = parser.parse_known_args()
+    begun = time.perf_counter()
+    folder = arguments.dataset_name
+    data = read_data(folder) if folder else toyshop.generate().data
+    split = split_data(data)
+    gone = np.sort(
+        np.random.default_rng(arguments.seed).choice(
+            split.num_items, int(HELD_OUT * split.num_items), replace=False
+        )
+    )
+    output = ROOT / "outputs" / f"cold-start-{arguments.name}-{arguments.seed}"
+    text = None
+    with tempfile.TemporaryDirectory() as warm:
+        write_data(without(data, gone), warm)
+        if folder and (Path(folder) / TEXT_FILE).exists():
+            text = load_file(Path(folder) / TEXT_FILE)["text"]
+            stays = np.setdiff1d(np.arange(split.num_items), gone)
+            save_file({"text": text[stays].contiguous()}, Path(warm) / TEXT_FILE)
+        command = [
+            sys.executable, "recipes/sft.py", *recipe, "--dataset_name", warm, "--seed",
+            str(arguments.seed), "--output_dir", str(output), "--overwrite_output_dir", "true",
+        ]  # fmt: skip
+        subprocess.run(command, cwd=ROOT, check=True)
+
+    model = TTDSForCausalLM.from_pretrained(output).eval()
+    fields = data.catalogue.fields
+    new = [
+        {"item_id": data.catalogue.item_ids[row], **{n: fields[n][row] for n in fields}}
+        for row in gone
+    ]
+    adding = time.perf_counter()
+    model.add_items(new, None if text is None else text[gone].to(model.item_text))
+    adding = time.perf_counter() - adding
+    rows = torch.tensor([model.row_of[item] for item in data.catalogue.item_ids])
+    users = [user for user in split.users("test") if split.test_targets[user] in set(gone)]
+    targets = split.test_targets[users]
+    histories = [split.history(user, "test") for user in users]
+    theirs = [[data.catalogue.item_ids[row] for row in history] for history in histories]
+
+    def recommended(gate: bool, allowed: list[str] | None = None) -> list[list[int]]:
+        lists = model.recommend(theirs, top_k=10, gate=gate, allowed=allowed)
+        return [[data.catalogue.row_of[best.item_id] for best in found] for found in lists]
+
+    similarity = F.normalize(model.item_text, dim=-1)[rows]  # in the order of the data set
+    profiles = torch.stack([similarity[history].mean(0) for history in histories])
+    nearest = (profiles @ similarity.T).numpy()
+    random = np.random.default_rng(0).random(nearest.shape)
+    every = np.arange(split.num_items)
+    lists = {}
+    for scope, allowed in (("all items", every), ("new items", gone)):
+        mask = ~np.isin(every, allowed)
+        names = None if scope == "all items" else [data.catalogue.item_ids[row] for row in allowed]
+        lists[f"TTDS, generated only ({scope})"] = recommended(False, names)
+        lists[f"TTDS ({scope})"] = recommended(True, names)
+        for method, scores in (("nearest text", nearest), ("random", random)):
+            lists[f"{method} ({scope})"] = [
+                np.argsort(-np.where(mask | np.isin(every, history), -np.inf, own))[:10].tolist()
+                for own, history in zip(scores, histories, strict=True)
+            ]
+    content = {
+        "cold_start": arguments.name,
+        "users": len(users),
+        "new_items": len(gone),
+        "seconds_to_add": round(adding, 2),
+        "rows": {
+            name: {key: metrics[key] for key in ("HR@10", "NDCG@10")}
+            for name, metrics in ((n, rank_metrics(found, targets)) for n, found in lists.items())
+        },
+    }
+    write_result(
+        f"cold-start-{arguments.name}-seed{arguments.seed}",
+        arguments.seed, time.perf_counter() - begun, content,
+    )  # fmt: skip
+    print(content)
+
+
+if __name__ == "__main__":
+    main()
