@@ -11,6 +11,7 @@ from .generation_ttds import TTDSCandidates, TTDSTrie, beam_search, score_items
 from .memory_ttds import TTDSRecall
 
 NUM_CANDIDATES = 200
+ALIKE = 0.5  # cosine above which two texts are called alike
 NUM_BUYERS = 10
 LONGEST_QUERY = 32
 
@@ -28,6 +29,24 @@ class TTDSRecommendation:
     item_id: str
     title: str
     score: float
+
+
+@dataclass(frozen=True)
+class TTDSExplanation:
+    """What speaks for an item after a history.
+
+    Args:
+        item_id: Id of the item.
+        steps: Probability of each of its codes among the level's, after those before it; the log of
+            their product is the item's score without the gate.
+        follows: Item of the history that it follows most in the memory, if any.
+        resembles: Item of the history whose text is most like its own, if any is.
+    """
+
+    item_id: str
+    steps: list[float]
+    follows: str | None
+    resembles: str | None
 
 
 class TTDSRecommendationMixin:
@@ -394,6 +413,43 @@ class TTDSRecommendationMixin:
         log_probs = score_items(self, *prompts, self.trie, known)
         return items, recall.features(known, log_probs)
 
+    @torch.no_grad()
+    def explain(self, history: Sequence[str], items: Sequence[str]) -> list[TTDSExplanation]:
+        """Say what language model, memory and texts hold of items after a history.
+
+        Args:
+            history: Item ids, newest last; may be empty.
+            items: Ids of the items in question, recommended or not.
+
+        Raises:
+            ValueError: An item is unknown; the message says which.
+        """
+        past, rows = self.history_rows([history, items], "error")
+        if not rows:
+            return []
+        codes, tower = self.item_codes[rows], self.config.item_tower
+        first = torch.arange(tower.num_levels, device=self.device) * tower.num_codes
+        tokens = (codes + first + self.config.code_token_start)[:, :-1]
+        prompt = self.history_prompts([past], [past])[0].expand(len(rows), -1)
+        embeddings = self.embed(torch.cat([prompt, tokens], 1))
+        hidden = self.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        steps = [
+            self.code_logits(hidden[:, level - tower.num_levels], "item", level).float().softmax(-1)
+            for level in range(tower.num_levels)
+        ]
+        steps = torch.stack(steps, 1).gather(2, codes[..., None])[..., 0]  # (num_items, num_levels)
+        resembles = self.item_text[past] @ self.item_text[rows].T - ALIKE  # (history, num_items)
+        follows = torch.zeros_like(resembles)
+        if past and self.config.has_gate:
+            alone = torch.tensor(past, device=self.device)[:, None]
+            follows = self.memory.scores(alone, decays=(1.0, 1.0, 1.0))[:, rows, 0]
+        return [
+            TTDSExplanation(
+                item, step, *(_best(history, table[:, i]) for table in (follows, resembles))
+            )
+            for i, (item, step) in enumerate(zip(items, steps.tolist(), strict=True))
+        ]
+
     def _join(self, items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         scores = self.gate(features).masked_fill(items < 0, -torch.inf).log_softmax(1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
@@ -461,3 +517,7 @@ def pad_rows(
         if newest:
             padded[row, -len(newest) :] = torch.as_tensor(newest)
     return padded.to(device)
+
+
+def _best(history: Sequence[str], scores: Tensor) -> str | None:
+    return history[int(scores.argmax())] if len(scores) and scores.max() > 0 else None

@@ -52,3 +52,8 @@ def test_recipes_verbs_stay_short():
         file = ROOT / "recipes" / f"{verb}.py"
         if file.exists():
             assert len(file.read_text("utf-8").splitlines()) < 200, file.name
+
+
+def test_the_space_needs_nothing_of_this_repo():
+    allowed = {"gradio", "torch", "transformers"} | set(sys.stdlib_module_names)
+    assert {module.split(".")[0] for _, module in imports(ROOT / "app.py")} <= allowed

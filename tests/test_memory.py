@@ -1,5 +1,7 @@
 """Memory and gate against plain Python on tiny histories, and inside a model."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,25 @@ def test_joined_lists_over_old_items_stay_when_items_come_and_go(joined):
     assert {r.item_id for r in few} == set(old[3:5])
     joined.remove_items(["new", old[4]])
     assert old[4] not in {r.item_id for r in joined.recommend([old[:3]], top_k=60)[0]}
+
+
+def test_explanations_add_up_to_the_scores(joined):
+    ids = [entry["item_id"] for entry in joined.catalogue]
+    history = ids[3:6]
+    found = joined.recommend([history], top_k=10, gate=False)[0]
+    reasons = joined.explain(history, [r.item_id for r in found])
+    for expected, reason in zip(found, reasons, strict=True):
+        assert reason.item_id == expected.item_id
+        assert sum(map(math.log, reason.steps)) == pytest.approx(expected.score, abs=1e-4)
+    past = torch.tensor([[row] for row in (3, 4, 5)])
+    counts = joined.memory.scores(past, (1.0, 1.0, 1.0))[..., 0]  # (history, num_items)
+    for item, reason in zip(ids, joined.explain(history, ids), strict=True):
+        column = counts[:, joined.row_of[item]]
+        assert reason.follows == (history[column.argmax()] if column.any() else None)
+    assert [reason.resembles for reason in joined.explain(history, history)] == history
+    alone = joined.explain([], ids[:2])
+    assert [(reason.follows, reason.resembles) for reason in alone] == [(None, None)] * 2
+    assert joined.explain(history, []) == []
 
 
 def test_memory_of_a_plain_model_is_empty():

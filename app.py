@@ -1,0 +1,499 @@
+"""A page that shows a TTDS model at work: `python app.py outputs/demo`, or a Space on the Hub.
+
+The model is the argument, else the environment variable `TTDS_MODEL`, else `outputs/demo`. Its own
+code comes with it by `trust_remote_code`; nothing of a repository is needed beside this file.
+"""
+
+import copy
+import json
+import math
+import os
+import sys
+from collections import Counter, OrderedDict
+from dataclasses import asdict
+from functools import lru_cache
+from html import escape
+from secrets import token_hex
+from threading import Lock
+
+import gradio as gr
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+MAX_HISTORY, MAX_LIST, MAX_ADDED, MAX_VISITORS = 20, 20, 20, 1000
+MAX_TEXT = {"text": 300, "title": 120, "brand": 60, "category": 120, "description": 1000}
+FAR = 100  # how far down a list we look for a new item
+
+# What is asked of the model. All of it is data; pictures are made of it further down.
+
+
+def wrong(sentence: str) -> gr.Error:
+    """Return the error that shows a visitor a sentence."""
+    return gr.Error(sentence, title="Not possible", print_exception=False)
+
+
+def with_item(model: nn.Module, item: dict[str, str]) -> nn.Module:
+    """Return a model with one item more, sharing all weights with the model it is made of.
+
+    `add_items` puts new tensors in the place of old ones and writes into none, so it is enough that
+    the new model has its own tables in which tensors, catalogue and index stand.
+    """
+    more = copy.copy(model)
+    more._buffers, more._modules = dict(model._buffers), dict(model._modules)
+    if model.config.has_gate:
+        more._modules["memory"] = copy.copy(model.memory)
+        more.memory._buffers = dict(model.memory._buffers)
+    more.config, more.tokenizer = copy.copy(model.config), copy.copy(model.tokenizer)
+    more.add_items([item])
+    return more
+
+
+def clean(text: str, name: str, required: bool = True) -> str:
+    """Return a visitor's text as one line of printable characters, or say what is wrong with it."""
+    if not isinstance(text, str | None):
+        raise wrong(f"`{name}` must be text.")
+    if len(text or "") > MAX_TEXT[name]:
+        raise wrong(f"`{name}` is too long; use at most {MAX_TEXT[name]} characters.")
+    text = "".join(c for c in " ".join((text or "").split()) if c.isprintable())
+    if required and not text:
+        raise wrong(f"`{name}` is empty; type a few words.")
+    return text
+
+
+def entry(model: nn.Module, row: int) -> dict:
+    """Return what is said of an item: catalogue, codes and code tokens."""
+    item, codes = model.catalogue[row], model.item_codes[row].tolist()
+    known = {name: item.get(name) or "" for name in ("brand", "categories")}
+    known["title"] = item.get("title") or item["item_id"]
+    tokens = "".join(f"<item_{level}_{code}>" for level, code in enumerate(codes))
+    return {"item_id": item["item_id"], **known, "codes": codes, "code_tokens": tokens}
+
+
+def is_in(item: dict[str, str], category: str) -> bool:
+    """Return whether an item is in a category or below it."""
+    return f"{item.get('categories') or ''} >".startswith(f"{category} >")
+
+
+def nearest(model: nn.Module, vector: Tensor, number: int, without: int = -1) -> list[dict]:
+    """Return the items whose text embeddings are nearest to a vector, but for one row."""
+    cosines = model.item_text @ vector
+    rows = cosines.topk(min(number + 1, len(cosines))).indices.tolist()
+    rows = [row for row in rows if row != without][:number]
+    return [entry(model, row) | {"similarity": cosines[row].item()} for row in rows]
+
+
+class Shop:
+    """The endpoints. An item that a visitor adds is seen by that visitor alone.
+
+    Only what was typed is kept per visitor. The model that has it is made of the typed items when
+    needed and never changed after; all weights are those of the one model everybody shares.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.shared = model.eval()
+        self.added: OrderedDict[str, tuple] = OrderedDict()  # session -> items as tuples of pairs
+        self.lock = Lock()
+        self.model_with = lru_cache(maxsize=8)(self._model_with)
+
+    def _model_with(self, items: tuple) -> nn.Module:
+        return with_item(self.model_with(items[:-1]), dict(items[-1])) if items else self.shared
+
+    def _model_of(self, request: gr.Request | None) -> nn.Module:
+        return self.model_with(self.added.get(request.session_hash, ()) if request else ())
+
+    def forget(self, request: gr.Request) -> None:
+        """Drop what a visitor who leaves has added."""
+        self.added.pop(request.session_hash, None)
+
+    def about(self) -> dict:
+        """Return the size of the model, its categories, and ready histories by name."""
+        catalogue, counts = self.shared.catalogue, Counter()
+        for item in catalogue:
+            parts = (item.get("categories") or "").split(" > ")
+            counts.update(" > ".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        names = [name for name, _ in counts.most_common(500) if name]
+        popular = [catalogue[row] for row in self._popular(self.shared)]
+        examples = {
+            name: [item["item_id"] for item in popular if is_in(item, name)][:3]
+            for name in [name for name in names if " > " not in name][:4]
+        }
+        return {
+            "num_items": len(catalogue),
+            "num_levels": self.shared.config.item_tower.num_levels,
+            "categories": sorted(names),
+            "examples": examples or {"What sells": [item["item_id"] for item in popular[:3]]},
+        }
+
+    def search(self, text: str = "", request: gr.Request = None) -> list[dict]:
+        """Find items by words that are all in their title; without words, the most popular."""
+        model, words = self._model_of(request), clean(text, "text", False).lower().split()
+        titles = [(item.get("title") or "").lower() for item in model.catalogue]
+        rows = [row for row in self._popular(model) if all(word in titles[row] for word in words)]
+        return [entry(model, row) for row in rows[:5]]
+
+    def recommend(
+        self,
+        history: list[str],
+        top_k: int = 5,
+        category: str = "",
+        joined: bool = True,
+        request: gr.Request = None,
+    ) -> dict:
+        """Return what is likely to come next, and the codes that the language model walked.
+
+        `history` holds item ids, newest last; `category` restricts the list; without `joined` the
+        language model is alone. `items` is the list, `left_out` what the language model writes that
+        is not in it. An item has its `place` and `score`, the probability of each code after those
+        before (`steps`), their product, and what of the history it `follows` and `resembles`.
+        """
+        model = self._model_of(request)
+        rows = self._rows(model, history)
+        if type(top_k) is not int or not 1 <= top_k <= MAX_LIST:
+            raise wrong(f"`top_k` must be a whole number from 1 to {MAX_LIST}.")
+        top_k, allowed = min(top_k, len(model.catalogue)), None
+        if category := clean(category, "category", False):
+            allowed = torch.tensor([is_in(item, category) for item in model.catalogue])
+            if not allowed.any():
+                raise wrong("`category` holds no item; choose another.")
+            allowed = allowed.to(model.device)
+        written = model.recommend_rows([rows], top_k, allowed=allowed, gate=False)[0]
+        scores = dict(model.recommend_rows([rows], top_k, allowed=allowed, gate=joined)[0])
+        rows = [*scores, *[row for row, _ in written if row not in scores][:3]]
+        found = [entry(model, row) | {"score": scores.get(row)} for row in rows]
+        reasons = model.explain(history, [item["item_id"] for item in found])
+        for place, (item, reason) in enumerate(zip(found, reasons, strict=True), 1):
+            item["place"] = place if place <= len(scores) else None
+            item |= asdict(reason) | {"probability": math.prod(reason.steps)}
+        past = [entry(model, model.row_of[item]) for item in history]
+        return {"history": past, "items": found[: len(scores)], "left_out": found[len(scores) :]}
+
+    def ask(self, text: str, request: gr.Request = None) -> list[dict]:
+        """Return the items whose text embeddings are nearest to that of any words."""
+        model = self._model_of(request)
+        vector = model.embed_texts([clean(text, "text")])[0]
+        if not vector.any():
+            raise wrong("`text` has no word the model knows; try others.")
+        return nearest(model, vector, 5)
+
+    def add_item(
+        self,
+        title: str,
+        brand: str = "",
+        category: str = "",
+        description: str = "",
+        request: gr.Request = None,
+    ) -> dict:
+        """Add an item that this visitor alone sees, and return it with its codes.
+
+        `neighbours` are the items nearest by text; `place` is its place in the list of somebody
+        whose history they are, null if it is not among the first hundred.
+        """
+        item = {"title": title, "brand": brand, "category": category, "description": description}
+        item = {name: clean(text, name, name == "title") for name, text in item.items()}
+        item["categories"] = item.pop("category")
+        with self.lock:
+            items = self.added.get(request.session_hash, ())
+            if len(items) >= MAX_ADDED:
+                raise wrong(f"You have added {MAX_ADDED} items, the most; reload to start anew.")
+            item["item_id"] = f"new-{token_hex(4)}"
+            items = (*items, tuple(item.items()))
+            try:
+                model = self.model_with(items)
+            except ValueError as error:
+                raise wrong(f"The item cannot be added: {error}") from error
+            self.added[request.session_hash] = items
+            if len(self.added) > MAX_VISITORS:
+                self.added.popitem(last=False)
+        row, far = model.row_of[item["item_id"]], min(FAR, len(model.catalogue))
+        neighbours = nearest(model, model.item_text[row], 3, without=row)
+        history = [model.row_of[neighbour["item_id"]] for neighbour in neighbours]
+        listed = [row for row, _ in model.recommend_rows([history], far, num_beams=far)[0]]
+        place = listed.index(row) + 1 if row in listed else None
+        return entry(model, row) | {"neighbours": neighbours, "place": place}
+
+    def _popular(self, model: nn.Module) -> list[int]:
+        # Rows by popularity, before them what the visitor has added.
+        num_old = len(self.shared.catalogue)
+        old = list(range(num_old))
+        if model.config.has_gate:
+            old = model.memory.popularity[:num_old].argsort(descending=True, stable=True).tolist()
+        return [*range(num_old, len(model.catalogue)), *old]
+
+    def _rows(self, model: nn.Module, history: list[str]) -> list[int]:
+        if not isinstance(history, list) or not all(isinstance(item, str) for item in history):
+            raise wrong("`history` must be a list of item ids.")
+        if len(history) > MAX_HISTORY:
+            raise wrong(f"`history` has {len(history)} items; give at most {MAX_HISTORY}.")
+        unknown = next((item for item in history if item not in model.row_of), None)
+        if unknown is not None:
+            raise wrong(f"`history` holds the unknown item {unknown[:40]!r}; `search` for ids.")
+        return [model.row_of[item] for item in history]
+
+
+# The page. Gradio evaluates the template of a `gr.HTML` and only then puts the value in, so text
+# that is not ours passes through `escape` into values, and never becomes part of a template.
+
+CLICKS = """element.addEventListener('click', event => {
+  const button = event.target.closest('[data-act]');
+  if (button) trigger('click', {act: button.dataset.act, value: button.dataset.value});
+});"""
+CSS = """
+.gradio-container {max-width: 1200px !important; margin: 0 auto !important;
+  --block-info-text-color: var(--block-label-text-color)}
+.gradio-container .column {gap: 10px} .gradio-container .html-container {padding: 0}
+.gradio-container .prose h2 {margin: 18px 0 -8px !important}
+.gradio-container .prose p {opacity: .75; max-width: 62em}
+.gradio-container .block:has(> .html-container):not(:has(.ttds)) {display: none}
+.ttds {--soft: color-mix(in srgb, var(--body-text-color) 68%, transparent); line-height: 1.5;
+  --line: var(--border-color-primary); --panel: var(--background-fill-secondary);
+  --mark: var(--color-accent); color: var(--body-text-color)}
+.ttds [style*=code] {--tint: hsl(calc(var(--code) * 137) 60% 50%)}
+.ttds .card {display: grid; grid-template-columns: 16px 1fr auto; gap: 0 10px; width: 100%;
+  text-align: left; padding: 9px 6px; border-bottom: 1px solid var(--line)}
+.ttds .card:hover, .ttds .card:focus-visible, .ttds .pill:hover {background: var(--panel)}
+.ttds .more {grid-column: 2 / -1; overflow-wrap: anywhere; font-size: 13px}
+.ttds .score {text-align: right} .ttds .soft {color: var(--soft)} .ttds .narrow {display: none}
+.ttds .codes {font: 11px/1.7 ui-monospace, monospace; padding: 1px 6px; border-radius: 5px;
+  background: color-mix(in srgb, var(--tint) 17%, transparent)}
+.ttds .bar {display: block; width: 48px; height: 4px; border-radius: 2px;
+  background: linear-gradient(90deg, var(--mark) var(--share), var(--line) var(--share))}
+.ttds .chip {display: flex; justify-content: space-between; padding: 5px 12px; margin: 6px 0;
+  border: 1px solid var(--line); border-radius: 8px; font-size: 14px}
+.ttds .pill {padding: 1px 11px; margin: 2px; border-radius: 99px; border: 1px solid var(--mark)}
+.ttds .note {padding: 9px 12px; border-left: 3px solid var(--mark); background: var(--panel)}
+.ttds text {fill: var(--body-text-color); font-size: 13px; dominant-baseline: central}
+.ttds text.soft {fill: var(--soft); font-size: 11.5px; paint-order: stroke; stroke-width: 4px;
+  stroke: var(--body-background-fill)}
+.ttds path {fill: none; stroke: var(--soft); opacity: .3}
+.ttds path.in {stroke: var(--mark); opacity: .8}
+.ttds rect {fill: color-mix(in srgb, var(--tint) 25%, var(--body-background-fill))}
+@media (max-width: 720px) {.ttds .narrow {display: block} .ttds .wide {display: none}}
+"""
+THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font="system-ui")
+TITLE = """# A recommender that writes the next item
+Each of {num_items:,} items has a name of its own in **code tokens**, one for each of {num_levels}
+levels; similar items begin alike. A language model reads a history in these tokens and writes those
+of the item that comes next; a trie of all codes keeps it to items that exist."""
+NEXT = (
+    "## 2. What comes next\nHow likely each item is, and what speaks for it; choose one to go on."
+)
+WHY = """## 3. Why
+The way to each item through the trie. Below a code stands how likely the language model writes it
+there; the wider a line, the likelier the way. Grey ways lead to what it would list beside these."""
+ASK = "Items with the nearest texts; neither history nor language model has a part in it."
+ADD = """## Add an item of your own
+A new item gets codes from its text; no weight changes. Only you see it, until you reload."""
+
+
+def _html(content: str) -> str:
+    return f'<div class="ttds">{content}</div>'
+
+
+def _note(sentence: str) -> str:
+    return _html(f'<div class="note">{escape(sentence)}</div>')
+
+
+def _percent(probability: float) -> str:
+    digits = int(probability < 0.095)
+    return f"{probability:.{digits}%}" if probability >= 0.0005 else "&lt;0.1%"
+
+
+def _start(name: str, history: list[str]) -> str:
+    ids = escape(json.dumps(history))
+    return f'<button class="pill" data-act="start" data-value="{ids}">{escape(name)}</button>'
+
+
+def _card(item: dict, mark: str = "+", score: str = "", more: str = "") -> str:
+    about = " · ".join(escape(item[name]) for name in ("brand", "categories") if item[name])
+    return (
+        f'<button class="card" data-act="add" data-value="{escape(item["item_id"])}"><span class='
+        f'"soft">{mark}</span><b>{escape(item["title"])}</b><span class="score">'
+        f'{score}</span><span class="more">'
+        f'<span class="soft">{about}</span><br><span class="codes" style="--code:'
+        f'{item["codes"][0]}">{escape(item["code_tokens"])}</span>{more}</span></button>'
+    )
+
+
+def found_cards(items: list[dict]) -> str:
+    """Return found items as cards, with their similarity where they have one."""
+    scores = [f"{item['similarity']:.2f}" if "similarity" in item else "" for item in items]
+    cards = [_card(item, score=score) for item, score in zip(items, scores, strict=True)]
+    return _html("".join(cards)) if cards else _note("No title has all these words.")
+
+
+def ranked_cards(items: list[dict], past: list[dict]) -> str:
+    """Return recommendations as cards, each with its score and what speaks for it."""
+    titles, cards = {item["item_id"]: escape(item["title"]) for item in past}, []
+    for item in items:
+        why = [f"language model: {_percent(item['probability'])}"]
+        why += [f"memory: after {titles[item['follows']]}"] if item["follows"] else []
+        why += [f"text: like {titles[item['resembles']]}"] if item["resembles"] else []
+        share = f"--share:{math.exp(item['score'] - items[0]['score']):.0%}"
+        bar = f'{_percent(math.exp(item["score"]))}<span class="bar" style="{share}"></span>'
+        cards.append(_card(item, str(item["place"]), bar, f"<br>{' · '.join(why)}"))
+    return _html("".join(cards)) if cards else _note("Nothing is left here; choose all categories.")
+
+
+def history_chips(items: list[dict], examples: dict[str, list[str]]) -> str:
+    """Return a history as a list whose entries can be taken out, and others to start from."""
+    chips = "".join(
+        f'<div class="chip"><span>{escape(item["title"])}</span>'
+        f'<button data-act="remove" data-value="{place}" aria-label="Take out">✕</button></div>'
+        for place, item in enumerate(items)
+    )
+    empty = _note("The history is empty: the list is what anybody might choose first.")
+    others = "".join(_start(*other) for other in [*examples.items(), ("Nothing", [])])
+    return _html(f'{chips or empty}<span class="soft">Start from</span> {others}')
+
+
+def added_item(item: dict) -> str:
+    """Return what became of a new item: its codes, its neighbours, where it is recommended."""
+    place = f"at place {item['place']}" if item["place"] else f"after place {FAR}"
+    start = _start("Start from them", [neighbour["item_id"] for neighbour in item["neighbours"]])
+    return _html(
+        f'{_card(item)}<div class="note">It can be recommended at once: to somebody who chose the '
+        f"items nearest to it by text, below, it comes {place}. {start}</div>"
+        f"{found_cards(item['neighbours'])}"
+    )
+
+
+def tree(paths: list[dict], width: int) -> str:
+    """Return the codes on the way to items as a tree, in SVG of a width."""
+    left, right = (8, 150) if width < 720 else (20, 700)
+    num_levels, height, room = len(paths[0]["codes"]), 44, (width - right - 26) / 7.5
+    ways = [[tuple(path["codes"][:depth]) for depth in range(num_levels + 1)] for path in paths]
+    # Branches stand in the order of their best item, so that the list still reads downwards.
+    best = {prefix: place for place in reversed(range(len(paths))) for prefix in ways[place]}
+    order = sorted(range(len(paths)), key=lambda place: [best[prefix] for prefix in ways[place]])
+    x = [left + (right - left) * depth / num_levels for depth in range(num_levels + 1)]
+    y = {}
+    for prefix in best:
+        below = [row for row, place in enumerate(order) if prefix in ways[place]]
+        y[prefix] = 24 + height * sum(below) / len(below)
+    lines, marks = [], [f'<circle cx="{left}" cy="{y[()]}" r="6" fill="var(--mark)"/>']
+    for prefix in filter(None, best):
+        depth, path = len(prefix), paths[best[prefix]]
+        x0, x1, y0, y1 = x[depth - 1], x[depth], y[prefix[:-1]], y[prefix]
+        lines.append(
+            f'<path class="{"in" if path["place"] else "out"}" '
+            f'stroke-width="{1 + 10 * math.prod(path["steps"][:depth]) ** 0.5:.1f}" '
+            f'd="M{x0} {y0}C{(x0 + x1) / 2} {y0} {(x0 + x1) / 2} {y1} {x1} {y1}"/>'
+        )
+        marks.append(
+            f'<g text-anchor="middle"><rect style="--code:{prefix[0]}" x="{x1 - 15}" y="{y1 - 11}" '
+            f'width="30" height="22" rx="7"/><text x="{x1}" y="{y1}">{prefix[-1]}</text><text '
+            f'class="soft" x="{x1}" y="{y1 + 18}">{_percent(path["steps"][depth - 1])}</text></g>'
+        )
+    for path, way in zip(paths, ways, strict=True):
+        place = f"place {path['place']}" if path["place"] else "not in the list"
+        title, x1, y1 = path["title"], right + 26, y[way[-1]]
+        title = title if len(title) <= room else title[: int(room) - 1].rstrip() + "…"
+        marks.append(
+            f'<text x="{x1}" y="{y1 - 8}">{escape(title)}</text><text class="soft" x="{x1}" '
+            f'y="{y1 + 9}">{place}, {_percent(path["probability"])}</text>'
+        )
+    return (
+        f'<svg class="{"narrow" if width < 720 else "wide"}" role="img" aria-label="Tree of codes" '
+        f'viewBox="0 0 {width} {height * len(paths) + 8}">{"".join(lines + marks)}</svg>'
+    )
+
+
+def build(shop: Shop) -> gr.Blocks:
+    """Return the page with its endpoints."""
+    about = shop.about()
+    first = next(iter(about["examples"].values()))
+
+    def show(history, top_k, category, joined, request: gr.Request = None):
+        answer = shop.recommend(history, int(top_k), category, joined, request)
+        paths = answer["items"] + answer["left_out"]
+        trees = _html(tree(paths, 1160) + tree(paths, 350)) if paths else ""
+        chips = history_chips(answer["history"], about["examples"])
+        return chips, ranked_cards(answer["items"], answer["history"]), trees
+
+    def click(history, top_k, category, joined, event: gr.EventData, request: gr.Request):
+        if event.act == "add":
+            history = [*history, event.value][-MAX_HISTORY:]
+        elif event.act == "remove":
+            history = [item for place, item in enumerate(history) if str(place) != event.value]
+        else:
+            history = json.loads(event.value)
+        return history, *show(history, top_k, category, joined, request)
+
+    def search(text, request: gr.Request):
+        return found_cards(shop.search(text, request)) if text else ""
+
+    def ask(text, request: gr.Request):
+        return found_cards(shop.ask(text, request))
+
+    def add(title, brand, category, description, request: gr.Request):
+        return added_item(shop.add_item(title, brand, category, description, request))
+
+    def picture(name, value=""):
+        return gr.HTML(value, js_on_load=CLICKS, apply_default_css=False, elem_id=name)
+
+    chosen, ranked, walked = show(first, 5, "", True)
+    with gr.Blocks(title="TTDS: a recommender that writes the next item") as page:
+        gr.Markdown(TITLE.format(**about))
+        history = gr.State(first)
+        with gr.Row():
+            with gr.Column(scale=4, min_width=300):
+                gr.Markdown("## 1. A history\n\nWhat somebody chose, the newest last.")
+                chosen = picture("history", chosen)
+                words = gr.Textbox(label="Add an item: search by title", max_length=300)
+                found = picture("found")
+                text = gr.Textbox(
+                    label="Or ask in words", info=ASK, submit_btn="Find", max_length=300,
+                    placeholder="a gift for somebody who cooks",
+                )  # fmt: skip
+                asked = picture("asked")
+            with gr.Column(scale=7, min_width=300):
+                gr.Markdown(NEXT)
+                with gr.Row():
+                    names = [("All", ""), *((name, name) for name in about["categories"])]
+                    category = gr.Dropdown(names, label="Category", min_width=110)
+                    top_k = gr.Dropdown([5, 10, 20], label="Length", min_width=80)
+                    rankers = [("All together", True), ("Language model alone", False)]
+                    gated = shop.shared.config.has_gate
+                    joined = gr.Dropdown(rankers, label="Ranked by", min_width=190, visible=gated)
+                ranked = picture("ranked", ranked)
+        gr.Markdown(WHY)
+        walked = picture("tree", walked)
+        gr.Markdown(ADD)
+        with gr.Row():
+            with gr.Column(min_width=300):
+                title = gr.Textbox(label="Title")
+                brand = gr.Textbox(label="Brand")
+                kind = gr.Dropdown(names[1:], value=None, label="Category", allow_custom_value=True)
+                description = gr.Textbox(label="Description", lines=2)
+                adding = gr.Button("Give it codes")
+            with gr.Column(min_width=300):
+                new = picture("new")
+
+        for endpoint in (shop.about, shop.search, shop.recommend, shop.ask, shop.add_item):
+            gr.api(endpoint, api_name=endpoint.__name__)
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        settings, shown = [history, top_k, category, joined], [chosen, ranked, walked]
+        clicks = [part.click for part in (chosen, found, ranked, asked, new)]
+        gr.on(clicks, click, settings, [history, *shown], **quiet)
+        gr.on([top_k.change, category.change, joined.change], show, settings, shown, **quiet)
+        words.change(search, words, found, trigger_mode="always_last", **quiet)
+        text.submit(ask, text, asked, **quiet)
+        added = adding.click(add, [title, brand, kind, description], new, **quiet)
+        added.then(show, settings, shown, **quiet)
+        page.unload(shop.forget)
+    return page
+
+
+def main() -> None:
+    """Load the model and serve the page."""
+    name = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("TTDS_MODEL", "outputs/demo")
+    try:
+        model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    except OSError as error:
+        raise SystemExit(f"No model at {name!r}; `make demo` trains one. {error}") from None
+    build(Shop(model)).queue(max_size=100).launch(theme=THEME, css=CSS)
+
+
+if __name__ == "__main__":
+    main()
