@@ -89,6 +89,15 @@ def data_facts(name: str | None, data: "Data") -> dict[str, Any]:
     }
 
 
+def shown_name(name: str) -> str:
+    """Return a Hub id as it is, and a folder by its own name, which has no slash.
+
+    Args:
+        name: Hub id or folder.
+    """
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
 def _dataset(metrics: dict[str, Any]) -> str:
     name = metrics.get("dataset", "unknown")
     return name if metrics.get("data", {}).get("on_hub") else PurePath(name).name
@@ -121,7 +130,7 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str) -> ModelCardDa
         model_name=model_id.rstrip("/").split("/")[-1],
         license="apache-2.0" if ours else None,
         library_name="transformers",
-        base_model=backbone,
+        base_model=backbone if backbone and "/" in backbone else None,
         datasets=[name] if metrics.get("data", {}).get("on_hub") else None,
         tags=["recommendation", "sequential-recommendation", "generative-recommendation", "ttds"],
         eval_results=results,

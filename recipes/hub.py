@@ -102,7 +102,7 @@ class Destination:
             files: What to send, by name.
 
         Raises:
-            PublishError: The Hub refused or was not reached; the repository is as it was.
+            PublishError: The Hub refused or was not reached. All of the files are there, or none.
         """
         api = HfApi(token=self.token)
         where = {"repo_id": self.repo_id, "repo_type": self.repo_type}

@@ -124,7 +124,7 @@ def main(
         "dataset": options.dataset_name or "toyshop",
         "data": card.data_facts(options.dataset_name, data),
         "data_sha256": data.sha256,
-        "backbone": backbone,
+        "backbone": backbone and card.shown_name(backbone),
         "seed": training.seed,
         "options": vars(options),
         "towers": towers,

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes import gate, hub, report
-from recipes.card import card, data_facts
+from recipes.card import card, data_facts, shown_name
 from recipes.config import TTDSTrainingArguments
 from recipes.data import write_data
 
@@ -347,6 +347,8 @@ def test_card_of_other_peoples_data_claims_no_licence(folder):
     metrics |= {"dataset": "them/data", "data": {"on_hub": True, "license": "cc-by-4.0"}}
     parsed = ModelCard(card("org/name", config, metrics | {"backbone": "them/model"}))
     assert parsed.data.datasets == ["them/data"] and parsed.data.base_model == "them/model"
+    own = ModelCard(card("org/name", config, metrics | {"backbone": shown_name(str(folder))}))
+    assert own.data.base_model is None and "tuned from `model`" in own.text
     assert "`cc-by-4.0`" in parsed.text and "tuned from `them/model`" in parsed.text
     least = {"dataset": "toyshop", "validation": {"TTDS, generated only": metrics["test"]["TTDS"]}}
     text = card("org/name", config | {"has_gate": False}, least)
