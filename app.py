@@ -172,17 +172,16 @@ class Shop:
         past = [entry(model, model.row_of[item]) for item in history]
         return {"history": past, "items": found[: len(scores)], "left_out": found[len(scores) :]}
 
-    def ask(self, text: str, history: list[str], request: gr.Request = None) -> list[dict]:
-        """Return what the model writes for words and a history; untuned for it, nearest texts."""
+    def ask(self, text: str, history: list[str], request: gr.Request = None) -> dict:
+        """Return items for words: `nearest` by text and, of a model tuned for it, `written`."""
         model, text = self._model_of(request), clean(text, "text")
-        rows = self._rows(model, history)
-        if self.writes_for_words:
-            pairs = model.recommend_rows([rows], min(5, len(model.catalogue)), queries=[text])[0]
-            return [entry(model, row) | {"score": score} for row, score in pairs]
-        vector = model.embed_texts([text])[0]
+        rows, vector, written = self._rows(model, history), model.embed_texts([text])[0], []
         if not vector.any():
             raise wrong("`text` has no word the model knows; try others.")
-        return nearest(model, vector, 5)
+        if self.writes_for_words:
+            written = model.recommend_rows([rows], min(4, len(model.catalogue)), queries=[text])[0]
+        written = [entry(model, row) | {"score": score} for row, score in written]
+        return {"written": written, "nearest": nearest(model, vector, 4)}
 
     def add_item(
         self,
@@ -279,10 +278,7 @@ NEXT = (
 WHY = """## 3. Why
 The way to each item through the trie. Below a code stands how likely the language model writes it
 there; the wider a line, the likelier the way. Grey ways lead to what it would list beside these."""
-ASK = "The language model writes items for your words and the history."
-ASK_TEXTS = "Items with the nearest texts; neither history nor language model has a part in it."
-ADD = """## Add an item of your own
-A new item gets codes from its text; no weight changes. Only you see it, until you reload."""
+ADD = "## Add an item of your own\nIt gets codes from its text; no weight changes. Only you see it."
 
 
 def _html(content: str) -> str:
@@ -319,6 +315,14 @@ def found_cards(items: list[dict]) -> str:
     scores = [f"{item['similarity']:.2f}" if "similarity" in item else "" for item in items]
     cards = [_card(item, score=score) for item, score in zip(items, scores, strict=True)]
     return _html("".join(cards)) if cards else _note("No title has all these words.")
+
+
+def asked_cards(found: dict) -> str:
+    """Return the answers to words, each kind by its name."""
+    name = '<span class="soft">Written by the language model, with the history</span>'
+    written = _html(name + found_cards(found["written"])) if found["written"] else ""
+    name = '<span class="soft">Nearest by text, without model and history</span>'
+    return written + _html(name + found_cards(found["nearest"]))
 
 
 def ranked_cards(items: list[dict], past: list[dict]) -> str:
@@ -423,7 +427,7 @@ def build(shop: Shop) -> gr.Blocks:
         return found_cards(shop.search(text, request)) if text else ""
 
     def ask(text, history, request: gr.Request):
-        return found_cards(shop.ask(text, history, request))
+        return asked_cards(shop.ask(text, history, request))
 
     def add(title, brand, category, description, request: gr.Request):
         return added_item(shop.add_item(title, brand, category, description, request))
@@ -441,10 +445,7 @@ def build(shop: Shop) -> gr.Blocks:
                 chosen = picture("history", chosen)
                 words = gr.Textbox(label="Add an item: search by title", max_length=300)
                 found = picture("found")
-                text = gr.Textbox(
-                    label="Or ask in words", info=ASK if shop.writes_for_words else ASK_TEXTS,
-                    placeholder="a gift for somebody who cooks", submit_btn="Find", max_length=300,
-                )  # fmt: skip
+                text = gr.Textbox(label="Or ask in words", placeholder="a gift", submit_btn="Find")
                 asked = picture("asked")
             with gr.Column(scale=7, min_width=300):
                 gr.Markdown(NEXT)
