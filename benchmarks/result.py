@@ -9,18 +9,9 @@ from pathlib import Path
 
 import torch
 
+from recipes.report import hardware
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def hardware() -> str:
-    """Return the processor, the cores in use and the GPU if there is one."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(": ")[1] if lines else name
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {torch.get_num_threads()} threads{gpu}"
 
 
 def write_result(name: str, seed: int, seconds: float, content: dict) -> None:

@@ -150,6 +150,13 @@ class TTDSConfig(PreTrainedConfig):
             "AutoModel": "modeling_ttds.TTDSForCausalLM",
             "AutoModelForCausalLM": "modeling_ttds.TTDSForCausalLM",
         }
+        self.custom_pipelines = {
+            "sequential-recommendation": {
+                "impl": "pipeline_ttds.TTDSPipeline",
+                "pt": ["AutoModelForCausalLM"],
+                "type": "text",
+            }
+        }
         for name in ("num_levels", "num_codes", "code_dim"):
             item, user = getattr(self.item_tower, name), getattr(self.user_tower, name)
             if item != user:

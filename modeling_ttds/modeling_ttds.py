@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from .catalogue_ttds import TTDSCatalogueMixin
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
 from .memory_ttds import FEATURES, TTDSGate, TTDSMemory
+from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .recommendation_ttds import TTDSRecommendationMixin
 from .text_ttds import TTDSTokenTable
 from .towers_ttds import TTDSPath, TTDSTower
@@ -67,6 +68,11 @@ class TTDSForCausalLM(
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    # In half precision the language model is halved, not what makes codes: they stay the same.
+    _keep_in_fp32_modules_strict = {
+        r"^(item_tower|user_tower|token_table|gate)\.",
+        r"^(item_text|item_collaborative|memory\.values|memory\.popularity)$",
+    }
 
     def __init__(self, config: TTDSConfig):
         super().__init__(config)
@@ -237,7 +243,8 @@ class TTDSForCausalLM(
         k, tower = KINDS.index(kind), self.config.item_tower
         codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
         first = self.config.code_token_start + (k * tower.num_levels + level) * tower.num_codes
-        projected = (codebook @ self.code_projections.weight[k, level]).to(hidden.dtype)
+        projections = self.code_projections.weight[k, level].to(codebook.dtype)
+        projected = (codebook @ projections).to(hidden.dtype)
         if type(self.lm_head) is not nn.Linear:  # an adapter holds some of the rows
             logits = self.lm_head(hidden)[..., first : first + tower.num_codes]
             return logits + F.linear(hidden, projected)
@@ -340,7 +347,8 @@ class TTDSForCausalLM(
             k = KINDS.index(name)
             residuals = batch.path.residuals
             zeros = self._scaled(residuals) - residuals.detach()
-            delta = torch.einsum("eld,ldh->elh", zeros, self.code_projections.weight[k])
+            projections = self.code_projections.weight[k].to(zeros.dtype)
+            delta = torch.einsum("eld,ldh->elh", zeros, projections)
             place = mask & (kind == k)
             added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
             embeddings = embeddings.index_put(

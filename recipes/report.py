@@ -1,6 +1,7 @@
 """What a run ends with: metrics beside baselines, ranked lists, a table, examples."""
 
 import json
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,6 +121,17 @@ def table(rows: dict[str, dict[str, float]]) -> str:
         cells = (f"{metrics[c]:12.4f}" if c in metrics else f"{'':12}" for c in columns)
         lines.append(f"| {name:{width}} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def hardware() -> str:
+    """Return the processor, the cores in use and the GPU if there is one."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(": ")[1] if lines else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} threads{gpu}"
 
 
 def write_json(file: str | Path, content: object) -> None:

@@ -2,6 +2,7 @@
 
 accelerate launch recipes/sft.py
 accelerate launch recipes/sft.py --config recipes/scientific/sft.yaml --dataset_name FOLDER
+accelerate launch recipes/sft.py --push_to_hub --hub_model_id org/name
 """
 
 import shutil
@@ -14,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from transformers import set_seed  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
-from recipes import adapter, gate, report, toyshop  # noqa: E402
+from recipes import adapter, card, gate, hub, report, toyshop  # noqa: E402
 from recipes.building import build_model, build_tokenizer  # noqa: E402
 from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments  # noqa: E402
 from recipes.data import read_data, split_data  # noqa: E402
@@ -49,6 +50,7 @@ def main(
         training: How it is tuned.
         model_config: The backbone, if one is given.
     """
+    destination = hub.take_over_push(training)
     check_output(options, training)
     set_seed(training.seed)
     begun = time.perf_counter()
@@ -120,22 +122,31 @@ def main(
     report.write_run(folder / "run.jsonl", split, "test", lists)
     facts = {
         "dataset": options.dataset_name or "toyshop",
+        "data": card.data_facts(options.dataset_name, data),
         "data_sha256": data.sha256,
+        "backbone": backbone and card.shown_name(backbone),
         "seed": training.seed,
         "options": vars(options),
         "towers": towers,
         "tuning": tuning,
+        "hardware": report.hardware(),
         "seconds": round(time.perf_counter() - begun, 1),
     }
     report.write_json(folder / "metrics.json", facts | rows)
+    hub.write_card(folder, training.hub_model_id or str(folder))
     print(report.examples(model, split))
     print(f"\n{report.table(rows['test'])}\n")
     print(f"The model is in {folder}. Load it anywhere:\n")
     print("    from transformers import AutoModel")
     print(f'    model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)')
     print(f'    model.recommend([["{data.catalogue.item_ids[0]}"]], top_k=5)')
+    if destination:
+        print(f"Published: {destination.send(hub.model_files(folder, destination.repo_id))}")
     trainer.end()
 
 
 if __name__ == "__main__":
-    main(*parse_arguments())
+    try:
+        main(*parse_arguments())
+    except hub.PublishError as error:
+        raise SystemExit(str(error)) from None

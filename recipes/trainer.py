@@ -190,6 +190,9 @@ class TTDSTrainer(SFTTrainer):
         )
         return metrics | chosen
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write none at checkpoints: the recipe writes the card when there are figures for it."""
+
     def report(self) -> dict[str, object]:
         """Return what tuning took and how index and validation moved since this process began."""
         refreshes = [
