@@ -34,10 +34,9 @@ def wrong(sentence: str) -> gr.Error:
 
 
 def with_item(model: nn.Module, item: dict[str, str]) -> nn.Module:
-    """Return a model with one item more, sharing all weights with the model it is made of.
+    """Return a model with one item more that shares all weights with the model it is made of.
 
-    `add_items` puts new tensors in the place of old ones and writes into none, so it is enough that
-    the new model has its own tables in which tensors, catalogue and index stand.
+    `add_items` replaces tensors and writes into none, so it needs no more than tables of its own.
     """
     more = copy.copy(model)
     more._buffers, more._modules = dict(model._buffers), dict(model._modules)
@@ -95,6 +94,10 @@ class Shop:
         self.added: OrderedDict[str, tuple] = OrderedDict()  # session -> items as tuples of pairs
         self.lock = Lock()
         self.model_with = lru_cache(maxsize=8)(self._model_with)
+        self.popular = list(range(len(model.catalogue)))
+        if model.config.has_gate:
+            self.popular = model.memory.popularity.argsort(descending=True, stable=True).tolist()
+        self.writes_for_words = {"query", "search"} <= set(model.config.prompts or {})
 
     def _model_with(self, items: tuple) -> nn.Module:
         return with_item(self.model_with(items[:-1]), dict(items[-1])) if items else self.shared
@@ -113,7 +116,7 @@ class Shop:
             parts = (item.get("categories") or "").split(" > ")
             counts.update(" > ".join(parts[:depth]) for depth in range(1, len(parts) + 1))
         names = [name for name, _ in counts.most_common(500) if name]
-        popular = [catalogue[row] for row in self._popular(self.shared)]
+        popular = [catalogue[row] for row in self.popular]
         examples = {
             name: [item["item_id"] for item in popular if is_in(item, name)][:3]
             for name in [name for name in names if " > " not in name][:4]
@@ -129,7 +132,8 @@ class Shop:
         """Find items by words that are all in their title; without words, the most popular."""
         model, words = self._model_of(request), clean(text, "text", False).lower().split()
         titles = [(item.get("title") or "").lower() for item in model.catalogue]
-        rows = [row for row in self._popular(model) if all(word in titles[row] for word in words)]
+        rows = [*range(len(self.popular), len(titles)), *self.popular]  # the visitor's own first
+        rows = [row for row in rows if all(word in titles[row] for word in words)]
         return [entry(model, row) for row in rows[:5]]
 
     def recommend(
@@ -168,13 +172,16 @@ class Shop:
         past = [entry(model, model.row_of[item]) for item in history]
         return {"history": past, "items": found[: len(scores)], "left_out": found[len(scores) :]}
 
-    def ask(self, text: str, request: gr.Request = None) -> list[dict]:
-        """Return the items whose text embeddings are nearest to that of any words."""
-        model = self._model_of(request)
-        vector = model.embed_texts([clean(text, "text")])[0]
+    def ask(self, text: str, history: list[str], request: gr.Request = None) -> dict:
+        """Return items for words: `nearest` by text and, of a model tuned for it, `written`."""
+        model, text = self._model_of(request), clean(text, "text")
+        rows, vector, written = self._rows(model, history), model.embed_texts([text])[0], []
         if not vector.any():
             raise wrong("`text` has no word the model knows; try others.")
-        return nearest(model, vector, 5)
+        if self.writes_for_words:
+            written = model.recommend_rows([rows], min(4, len(model.catalogue)), queries=[text])[0]
+        written = [entry(model, row) | {"score": score} for row, score in written]
+        return {"written": written, "nearest": nearest(model, vector, 4)}
 
     def add_item(
         self,
@@ -212,22 +219,13 @@ class Shop:
         place = listed.index(row) + 1 if row in listed else None
         return entry(model, row) | {"neighbours": neighbours, "place": place}
 
-    def _popular(self, model: nn.Module) -> list[int]:
-        # Rows by popularity, before them what the visitor has added.
-        num_old = len(self.shared.catalogue)
-        old = list(range(num_old))
-        if model.config.has_gate:
-            old = model.memory.popularity[:num_old].argsort(descending=True, stable=True).tolist()
-        return [*range(num_old, len(model.catalogue)), *old]
-
     def _rows(self, model: nn.Module, history: list[str]) -> list[int]:
         if not isinstance(history, list) or not all(isinstance(item, str) for item in history):
             raise wrong("`history` must be a list of item ids.")
         if len(history) > MAX_HISTORY:
             raise wrong(f"`history` has {len(history)} items; give at most {MAX_HISTORY}.")
-        unknown = next((item for item in history if item not in model.row_of), None)
-        if unknown is not None:
-            raise wrong(f"`history` holds the unknown item {unknown[:40]!r}; `search` for ids.")
+        if unknown := [item for item in history if item not in model.row_of]:
+            raise wrong(f"`history` holds the unknown item {unknown[0][:40]!r}; `search` for ids.")
         return [model.row_of[item] for item in history]
 
 
@@ -265,8 +263,7 @@ CSS = """
 .ttds text {fill: var(--body-text-color); font-size: 13px; dominant-baseline: central}
 .ttds text.soft {fill: var(--soft); font-size: 11.5px; paint-order: stroke; stroke-width: 4px;
   stroke: var(--body-background-fill)}
-.ttds path {fill: none; stroke: var(--soft); opacity: .3}
-.ttds path.in {stroke: var(--mark); opacity: .8}
+.ttds path {stroke: var(--soft); opacity: .3} .ttds .in {stroke: var(--mark); opacity: .8}
 .ttds rect {fill: color-mix(in srgb, var(--tint) 25%, var(--body-background-fill))}
 @media (max-width: 720px) {.ttds .narrow {display: block} .ttds .wide {display: none}}
 """
@@ -281,9 +278,7 @@ NEXT = (
 WHY = """## 3. Why
 The way to each item through the trie. Below a code stands how likely the language model writes it
 there; the wider a line, the likelier the way. Grey ways lead to what it would list beside these."""
-ASK = "Items with the nearest texts; neither history nor language model has a part in it."
-ADD = """## Add an item of your own
-A new item gets codes from its text; no weight changes. Only you see it, until you reload."""
+ADD = "## Add an item of your own\nIt gets codes from its text; no weight changes. Only you see it."
 
 
 def _html(content: str) -> str:
@@ -320,6 +315,14 @@ def found_cards(items: list[dict]) -> str:
     scores = [f"{item['similarity']:.2f}" if "similarity" in item else "" for item in items]
     cards = [_card(item, score=score) for item, score in zip(items, scores, strict=True)]
     return _html("".join(cards)) if cards else _note("No title has all these words.")
+
+
+def asked_cards(found: dict) -> str:
+    """Return the answers to words, each kind by its name."""
+    name = '<span class="soft">Written by the language model, with the history</span>'
+    written = _html(name + found_cards(found["written"])) if found["written"] else ""
+    name = '<span class="soft">Nearest by text, without model and history</span>'
+    return written + _html(name + found_cards(found["nearest"]))
 
 
 def ranked_cards(items: list[dict], past: list[dict]) -> str:
@@ -376,7 +379,7 @@ def tree(paths: list[dict], width: int) -> str:
         depth, path = len(prefix), paths[best[prefix]]
         x0, x1, y0, y1 = x[depth - 1], x[depth], y[prefix[:-1]], y[prefix]
         lines.append(
-            f'<path class="{"in" if path["place"] else "out"}" '
+            f'<path fill="none" class="{"in" if path["place"] else "out"}" '
             f'stroke-width="{1 + 10 * math.prod(path["steps"][:depth]) ** 0.5:.1f}" '
             f'd="M{x0} {y0}C{(x0 + x1) / 2} {y0} {(x0 + x1) / 2} {y1} {x1} {y1}"/>'
         )
@@ -423,8 +426,8 @@ def build(shop: Shop) -> gr.Blocks:
     def search(text, request: gr.Request):
         return found_cards(shop.search(text, request)) if text else ""
 
-    def ask(text, request: gr.Request):
-        return found_cards(shop.ask(text, request))
+    def ask(text, history, request: gr.Request):
+        return asked_cards(shop.ask(text, history, request))
 
     def add(title, brand, category, description, request: gr.Request):
         return added_item(shop.add_item(title, brand, category, description, request))
@@ -442,10 +445,7 @@ def build(shop: Shop) -> gr.Blocks:
                 chosen = picture("history", chosen)
                 words = gr.Textbox(label="Add an item: search by title", max_length=300)
                 found = picture("found")
-                text = gr.Textbox(
-                    label="Or ask in words", info=ASK, submit_btn="Find", max_length=300,
-                    placeholder="a gift for somebody who cooks",
-                )  # fmt: skip
+                text = gr.Textbox(label="Or ask in words", placeholder="a gift", submit_btn="Find")
                 asked = picture("asked")
             with gr.Column(scale=7, min_width=300):
                 gr.Markdown(NEXT)
@@ -478,7 +478,7 @@ def build(shop: Shop) -> gr.Blocks:
         gr.on(clicks, click, settings, [history, *shown], **quiet)
         gr.on([top_k.change, category.change, joined.change], show, settings, shown, **quiet)
         words.change(search, words, found, trigger_mode="always_last", **quiet)
-        text.submit(ask, text, asked, **quiet)
+        text.submit(ask, [text, history], asked, **quiet)
         added = adding.click(add, [title, brand, kind, description], new, **quiet)
         added.then(show, settings, shown, **quiet)
         page.unload(shop.forget)

@@ -125,11 +125,24 @@ def test_recommend_within_a_category_and_for_nobody(client):
 
 def test_ask_finds_the_nearest_texts(client, built):
     title = built.catalogue[5]["title"]
-    found = ask(client, "ask", app.clean(title, "title"))
+    found = ask(client, "ask", app.clean(title, "title"), [])
+    assert found["written"] == [], "the model was not tuned for it"
+    found = found["nearest"]
     similarities = [item["similarity"] for item in found]
     assert similarities == sorted(similarities, reverse=True)
     table = built.embed_texts([title]) @ built.item_text.T
     assert found[0]["item_id"] == built.catalogue[int(table.argmax())]["item_id"]
+
+
+def test_a_model_tuned_for_queries_writes_for_words_and_history(model):
+    model.config.prompts = {"query": "Query: {query}, item: ", "search": "<user>,<item>,{query}: "}
+    shop, history = app.Shop(model), [model.catalogue[3]["item_id"]]
+    for past in ([], history):
+        found = shop.ask("a walnut kettle", past)["written"]
+        expected = model.recommend([past], queries=["a walnut kettle"], top_k=4)[0]
+        assert [(item["item_id"], item["score"]) for item in found] == [
+            (best.item_id, best.score) for best in expected
+        ]
 
 
 def test_an_added_item_is_seen_by_its_visitor_alone(url):
@@ -174,8 +187,9 @@ def listed(client, history):
         ("recommend", [[], 5, "No such place"], "`category` holds no item"),
         ("recommend", [[], 5, 7], "`category` must be text"),
         ("search", ["x" * 301], "`text` is too long"),
-        ("ask", ["  \n\u200b "], "`text` is empty"),
-        ("ask", [None], "`text` is empty"),
+        ("ask", ["  \n\u200b ", []], "`text` is empty"),
+        ("ask", [None, []], "`text` is empty"),
+        ("ask", ["kettle", None], "must be a list"),
         ("add_item", [""], "`title` is empty"),
         ("add_item", ["x" * 121], "`title` is too long"),
         ("add_item", ["A", {}], "`brand` must be text"),
@@ -189,7 +203,7 @@ def test_bad_input_gets_a_sentence(client, name, arguments, sentence):
 def test_odd_text_is_only_text(client):
     item = ask(client, "add_item", f"{HOSTILE} <item_0_3> \U0001f956 \x00", "&amp;", "A > B")
     assert item["title"].startswith(HOSTILE) and item["place"]
-    assert ask(client, "ask", "<item_0_3><user> ;DROP TABLE")
+    assert ask(client, "ask", "<item_0_3><user> ;DROP TABLE", [])
     assert app.clean(" half\ud83e \n a\x00 word\u200b ", "text") == "half a word"
 
 
