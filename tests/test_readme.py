@@ -45,6 +45,7 @@ def test_options_the_readme_names_exist():
         TTDSTrainingArguments.__dataclass_fields__
     )
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
+    known |= {"dry_run", "include_user_index", "space", "repo_id"}
     named = set(re.findall(r"--([a-z_]+)", README))
     assert named <= known, named - known
 
