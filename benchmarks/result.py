@@ -12,6 +12,10 @@ import torch
 from recipes.report import hardware
 
 RESULTS = Path(__file__).parent / "results"
+# As of the start: a commit may be made while something runs.
+COMMIT = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+).stdout.strip()
 
 
 def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
@@ -23,13 +27,10 @@ def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
         seconds: Wall time it took.
         content: What was measured.
     """
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
+        "commit": COMMIT,
         "seed": seed,
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
