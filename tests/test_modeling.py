@@ -168,6 +168,35 @@ def test_soft_targets_let_codes_move_to_where_the_model_predicts(bound):
     torch.testing.assert_close(loss, hard / 2 + soft / LEVELS / 2)
 
 
+def test_token_alignment_pulls_codes_to_text_and_not_text_to_codes(bound):
+    ids, labels = prompt(3, [1, 2], [4])
+    entities = torch.tensor([placeholder_ids("item", row, LEVELS) for row in (1, 2, 4)])
+    texts = torch.tensor([[7, 8, -100], [9, -100, -100], [10, 11, 12]])
+    plain = bound(input_ids=ids, labels=labels)
+    bound.config.contrast_weight, bound.config.entity_weight = 0.5, 2.0
+    aligned = bound(input_ids=ids, labels=labels, entity_ids=entities, entity_text_ids=texts)
+    parts = aligned.losses
+    torch.testing.assert_close(
+        aligned.loss, plain.loss + 0.5 * parts["align_contrast"] + 2 * parts["align_entity"]
+    )
+    codes = bound.model(inputs_embeds=bound.embed(bound.bind(entities))).last_hidden_state.mean(1)
+    text = torch.stack(
+        [
+            bound.model(inputs_embeds=bound.embed(row[row >= 0][None])).last_hidden_state[0].mean(0)
+            for row in texts
+        ]
+    )
+    cosines = F.normalize(codes, dim=-1) @ F.normalize(text, dim=-1).T
+    torch.testing.assert_close(parts["align_entity"], 1 - cosines.diagonal().mean().detach())
+    expected = F.cross_entropy(cosines / 0.1, torch.arange(3)).detach()
+    torch.testing.assert_close(parts["align_contrast"], expected)
+    contrast, entity = bound._alignment(entities, texts, {})
+    (contrast + entity).backward()
+    embeddings = bound.get_input_embeddings().weight.grad
+    assert embeddings[bound.bind(entities).flatten()].abs().sum(1).min() > 0
+    assert not embeddings[texts[texts >= 0]].any()
+
+
 def test_tower_losses_add_up_over_accumulated_batches(bound):
     bound.config.tower_weight = 2.0
     ids, labels = prompt(3, [1, 2], [4])
