@@ -25,7 +25,7 @@ from benchmarks.result import RESULTS, write_result  # noqa: E402
 
 BASE = ROOT / "recipes" / "scientific" / "sft.yaml"
 ROWS = ROOT / "recipes" / "scientific" / "ablation"
-SHORT = {"num_train_epochs": 8, "gate": False}
+SHORT = {"num_train_epochs": 10, "gate": False}
 GENERATED = "TTDS, generated only"
 
 
