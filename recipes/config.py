@@ -31,6 +31,7 @@ class TTDSArguments:
         dropout: Its dropout.
         max_history: How many of the newest items a prompt shows.
         per_position: One row per position of a history instead of one per user.
+        item_dropout: Share of a row's items left out at random, in the sequence form.
         user_tokens: Whether the next-item prompt names the user by code tokens.
         tasks: Rows of every further task per epoch, as a multiple of the number of users.
         max_text_tokens: How many tokens of a text a prompt or response keeps.
@@ -70,6 +71,7 @@ class TTDSArguments:
     dropout: float = 0.1
     max_history: int = 20
     per_position: bool = False
+    item_dropout: float = 0.0
     user_tokens: bool = True
     tasks: dict[str, float] | None = field(
         default_factory=lambda: {

@@ -178,10 +178,17 @@ class Examples:
             )
         end = draw.randint(min(len(history), self.max_history + 1), len(history))
         begin = max(0, end - self.max_history - 1)
-        return self.encode_next_item(history, user, begin, draw.randrange(begin, end), end)
+        cut = draw.randrange(begin, end)
+        return self.encode_next_item(history, user, begin, cut, end, draw)
 
     def encode_next_item(
-        self, history: np.ndarray, user: int, begin: int, cut: int, end: int | None
+        self,
+        history: np.ndarray,
+        user: int,
+        begin: int,
+        cut: int,
+        end: int | None,
+        draw: random.Random | None = None,
     ) -> dict[str, list[int]]:
         """Return a row that shows `history[begin:cut]` and learns `history[cut:end]`.
 
@@ -191,13 +198,22 @@ class Examples:
             begin: First position shown, at most `max_history` before the cut.
             cut: First position learnt.
             end: Position behind the last one learnt; one is learnt by default.
+            draw: Leaves out a share `item_dropout` of the items, but for one that is learnt.
         """
         begin, end = max(begin, cut - self.max_history), end or cut + 1
+        shown, learnt = history[begin:cut].tolist(), history[cut:end].tolist()
+        if draw is not None and self.options.item_dropout:
+            stays = draw.randrange(len(learnt))
+            keep = [draw.random() >= self.options.item_dropout for _ in range(end - begin)]
+            keep[len(shown) + stays] = True
+            shown, learnt = (
+                [row for row, kept in zip(rows, part, strict=True) if kept]
+                for rows, part in ((shown, keep[: len(shown)]), (learnt, keep[len(shown) :]))
+            )
         return self.encode(
             Wording(
                 self.next_item, "<item>",
-                items=(history[begin:cut].tolist(),), users=([self.states.row(user, cut)],),
-                targets=tuple(history[cut:end].tolist()),
+                items=(shown,), users=([self.states.row(user, cut)],), targets=tuple(learnt),
             )
         )  # fmt: skip
 
