@@ -55,7 +55,7 @@ def serving(folder, where):
             stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        for _ in range(120):
+        for _ in range(600):
             time.sleep(0.5)
             if "Running on" in log.read_text() or server.poll() is not None:
                 break
@@ -257,7 +257,7 @@ def visit(browser, url):
         context = browser.new_context(viewport=size, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
         page.wait_for_selector("#tree svg >> visible=true")
