@@ -157,29 +157,33 @@ def cold_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def filled(text: str, rows: list[dict]) -> str:
+    """Return a document with the tables between its markers made anew.
+
+    Args:
+        text: The document.
+        rows: The results.
+    """
+    makers = {
+        "codes": codes_table, "ranking": ranking_table, "ablation": ablation_table,
+        "forms": form_table, "cold": cold_table, "decoding": decoding_table,
+    }  # fmt: skip
+    for name in re.findall(r"<!-- table: (.+?) -->", text):
+        kind, _, dataset = name.partition(" ")
+        table = makers[kind](*[dataset] * bool(dataset), rows)
+        text = re.sub(
+            rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)",
+            lambda found, table=table: f"{found[1]}{table}\n{found[2]}",
+            text,
+            flags=re.DOTALL,
+        )
+    return text
+
+
 def main() -> None:
-    """Replace what stands between the markers of a table by the table."""
-    rows = results()
+    """Fill README.md and docs."""
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = file.read_text("utf-8")
-        for name in re.findall(r"<!-- table: (.+?) -->", text):
-            kind, _, dataset = name.partition(" ")
-            if kind == "ranking":
-                table = ranking_table(dataset, rows)
-            elif kind == "codes":
-                table = codes_table(dataset, rows)
-            elif kind in ("ablation", "forms", "cold"):
-                makers = {"ablation": ablation_table, "forms": form_table, "cold": cold_table}
-                table = makers[kind](rows)
-            else:
-                table = decoding_table(rows)
-            text = re.sub(
-                rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)",
-                lambda found, table=table: f"{found[1]}{table}\n{found[2]}",
-                text,
-                flags=re.DOTALL,
-            )
-        file.write_text(text, "utf-8")
+        file.write_text(filled(file.read_text("utf-8"), results()), "utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+from benchmarks.tables import filled, results
 from recipes.building import build_model, build_tokenizer
 from recipes.config import TTDSArguments, TTDSTrainingArguments
 from recipes.examples import question_wordings
@@ -45,6 +46,7 @@ def test_options_the_readme_names_exist():
         TTDSTrainingArguments.__dataclass_fields__
     )
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
+    known |= {"output"}
     known |= {"dry_run", "include_user_index", "space", "repo_id"}
     named = set(re.findall(r"--([a-z_]+)", README))
     assert named <= known, named - known
@@ -67,3 +69,7 @@ def test_results_say_how_they_were_made():
         result = json.loads(file.read_text())
         for key in ("command", "commit", "seed", "hardware", "seconds"):
             assert result[key] not in (None, ""), f"{file.name}: {key}"
+
+
+def test_tables_are_those_of_the_results():
+    assert filled(README, results()) == README
