@@ -271,10 +271,10 @@ def test_ten_thousand_items_join_in_seconds(split, states, tokenizer, options):
         {"item_id": f"new-{n}", "title": f"{words[n % 72]} {words[n // 72 % 72]} {n}"}
         for n in range(10_000)
     ]
-    begun = time.perf_counter()
+    begun = time.process_time()
     model.eval().add_items(items)
     assert model.trie.num_levels == LEVELS
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
     assert torch.equal(model.item_codes[:72], codes)
     assert len(model.item_codes.unique(dim=0)) == 10_072
     assert len(model.recommend([["new-7"]], top_k=10)[0]) == 10
