@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
@@ -41,7 +41,10 @@ class RefreshIndex(TrainerCallback):
         step = state.global_step
         if step == freeze_step or (step < freeze_step and step % self.refresh_steps == 0):
             report = refresh_index(self.trainer.ttds, freeze=step == freeze_step)
-            self.trainer.log({f"index/{name}": value for name, value in report.items()})
+            # A log of its own: the step's loss and metrics still go into the regular one.
+            due = control.should_log
+            Trainer.log(self.trainer, {f"index/{name}": value for name, value in report.items()})
+            control.should_log = due
             if step == freeze_step:
                 state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
