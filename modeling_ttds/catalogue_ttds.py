@@ -1,6 +1,9 @@
 """The catalogue of a model: its items by name, and how items join and leave it."""
 
+import json
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,6 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 from .index_ttds import unique_codes
 from .text_ttds import encode_by_encoder, encode_with_transformer, item_text
 from .tokenization_ttds import TTDSTokenizer
+from .towers_ttds import evaluating
+
+CATALOGUE_FILE = "catalogue.jsonl"
 
 
 class TTDSCatalogueMixin:
@@ -27,6 +33,27 @@ class TTDSCatalogueMixin:
             )
         self._catalogue = entries
         self.row_of = {entry["item_id"]: row for row, entry in enumerate(entries)}
+
+    def write_catalogue(self, folder: str | os.PathLike) -> None:
+        """Write the catalogue into a folder, by way of a scratch file.
+
+        Args:
+            folder: The model's folder.
+        """
+        file = Path(folder) / CATALOGUE_FILE
+        scratch = file.with_suffix(".tmp")
+        with scratch.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in self.catalogue)
+        scratch.replace(file)
+
+    def read_catalogue(self, file: str | os.PathLike) -> None:
+        """Take the catalogue from a file that `write_catalogue` wrote.
+
+        Args:
+            file: The file.
+        """
+        with open(file, encoding="utf-8") as lines:
+            self.catalogue = [json.loads(line) for line in lines]
 
     @property
     def tokenizer(self) -> TTDSTokenizer:
@@ -61,19 +88,17 @@ class TTDSCatalogueMixin:
         ids = [self.tokenizer.encode_text(text) for text in texts]
         if self.config.text_encoder == "tokens":
             return self.token_table.encode(ids)
-        was_training = self.training
-        self.eval()
-        embeddings = encode_with_transformer(
-            lambda ids, mask: (
-                self.model(
-                    inputs_embeds=self.embed(ids), attention_mask=mask, use_cache=False
-                ).last_hidden_state
-            ),
-            ids,
-            pad_token_id=self.tokenizer.pad_token_id,
-            device=self.device,
-        )
-        self.train(was_training)
+        with evaluating(self):
+            embeddings = encode_with_transformer(
+                lambda ids, mask: (
+                    self.model(
+                        inputs_embeds=self.embed(ids), attention_mask=mask, use_cache=False
+                    ).last_hidden_state
+                ),
+                ids,
+                pad_token_id=self.tokenizer.pad_token_id,
+                device=self.device,
+            )
         return embeddings.to(self.device)
 
     @torch.no_grad()
@@ -117,7 +142,8 @@ class TTDSCatalogueMixin:
             )
         text = text_embeddings.to(self.item_text)
         collaborative = self._company([item["item_id"] for item in items], histories)
-        latents = self.item_tower.encode(text, collaborative).mean
+        with evaluating(self.item_tower):
+            latents = self.item_tower.encode(text, collaborative).mean
         codebooks = self.item_tower.codebooks
         codes = self.item_tower.quantise(latents).codes
         codes = unique_codes(latents, codebooks, codes, taken=self.item_codes)

@@ -1,9 +1,7 @@
 """TTDSForCausalLM: a causal language model that reads and writes the codes of items and users."""
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +11,14 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
-from .catalogue_ttds import TTDSCatalogueMixin
+from .catalogue_ttds import CATALOGUE_FILE, TTDSCatalogueMixin
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
 from .memory_ttds import FEATURES, TTDSGate, TTDSMemory
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
+from .questions_ttds import TTDSQuestionsMixin
 from .recommendation_ttds import TTDSRecommendationMixin
 from .text_ttds import TTDSTokenTable
-from .towers_ttds import TTDSPath, TTDSTower
-
-CATALOGUE_FILE = "catalogue.jsonl"
+from .towers_ttds import TTDSPath, TTDSTower, evaluating
 
 
 @dataclass
@@ -50,7 +47,11 @@ class TTDSCodeProjections(nn.Module):
 
 
 class TTDSForCausalLM(
-    PreTrainedModel, TTDSCatalogueMixin, TTDSRecommendationMixin, GenerationMixin
+    PreTrainedModel,
+    TTDSCatalogueMixin,
+    TTDSRecommendationMixin,
+    TTDSQuestionsMixin,
+    GenerationMixin,
 ):
     """A causal language model around two towers.
 
@@ -148,6 +149,18 @@ class TTDSForCausalLM(
         tower = self.config.item_tower
         block = (kind * tower.num_levels + level) * tower.num_codes
         return torch.where(mask, self.config.code_token_start + block + codes, ids)
+
+    def code_tokens(self, codes: Tensor, kind: str = "item") -> Tensor:
+        """Return the code token ids of entities, shaped as codes.
+
+        Args:
+            codes: Their codes, (..., num_levels).
+            kind: `"item"` or `"user"`.
+        """
+        tower = self.config.item_tower
+        levels = torch.arange(tower.num_levels, device=codes.device)
+        levels = levels + KINDS.index(kind) * tower.num_levels
+        return self.config.code_token_start + levels * tower.num_codes + codes
 
     def _placeholders(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         offset = ids - PLACEHOLDER_START
@@ -328,10 +341,8 @@ class TTDSForCausalLM(
             else:
                 tower, codes = self.user_tower, self.user_codes[rows]
                 embeddings = self.user_embeddings(self.user_histories[rows])
-            was_training = tower.training
-            tower.eval()  # the path of the codes that stand in the index, without dropout
-            path = tower.quantise(tower.encode(*embeddings).mean, codes)
-            tower.train(was_training)
+            with evaluating(tower):  # the path of the codes in the index, without dropout
+                path = tower.quantise(tower.encode(*embeddings).mean, codes)
             entities[name] = _Entities(rows, embeddings, path)
         return entities
 
@@ -434,13 +445,8 @@ class TTDSForCausalLM(
             **kwargs: As of `PreTrainedModel.save_pretrained`.
         """
         super().save_pretrained(save_directory, **kwargs)
-        if not self.catalogue:
-            return
-        file = Path(save_directory) / CATALOGUE_FILE
-        scratch = file.with_suffix(".tmp")
-        with scratch.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in self.catalogue)
-        scratch.replace(file)
+        if self.catalogue:
+            self.write_catalogue(save_directory)
 
     @classmethod
     def from_pretrained(
@@ -472,8 +478,7 @@ class TTDSForCausalLM(
         )
         model._revision = hub.get("revision")
         if file is not None:
-            with open(file, encoding="utf-8") as lines:
-                model.catalogue = [json.loads(line) for line in lines]
+            model.read_catalogue(file)
         return loaded
 
 

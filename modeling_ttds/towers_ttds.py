@@ -8,6 +8,8 @@ An all-zero embedding means that the modality is absent.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,21 @@ from torch.nn import functional as F  # noqa: N812
 from .configuration_ttds import TTDSTowerConfig
 
 MODALITIES = ("text", "collaborative")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode for a while.
+
+    Args:
+        model: The model; its mode comes back afterwards.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @dataclass
@@ -165,7 +182,8 @@ class TTDSTower(nn.Module):
 
     def codes(self, text: Tensor, collaborative: Tensor) -> Tensor:
         """Return today's codes of entities, (batch, num_levels)."""
-        return self.quantise(self.encode(text, collaborative).mean).codes
+        with evaluating(self):
+            return self.quantise(self.encode(text, collaborative).mean).codes
 
     def decode(self, quantised: Tensor) -> dict[str, Tensor]:
         """Rebuild both modalities, each (batch, its width), from (batch, code_dim)."""

@@ -65,13 +65,11 @@ def invalid_rate(
         num_beams: Beams per user.
     """
     model.eval()
-    tower, start = model.config.item_tower, model.config.code_token_start
-    first = start + torch.arange(tower.num_levels, device=model.device) * tower.num_codes
-    legal = {tuple(path) for path in (model.item_codes + first).tolist()}
+    legal = {tuple(path) for path in model.code_tokens(model.item_codes).tolist()}
     plain = GenerationConfig(
         num_beams=num_beams,
         num_return_sequences=num_beams,
-        max_new_tokens=tower.num_levels,
+        max_new_tokens=model.config.item_tower.num_levels,
         length_penalty=0.0,
         do_sample=False,
         pad_token_id=model.config.pad_token_id,

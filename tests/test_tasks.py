@@ -225,6 +225,41 @@ def test_a_query_with_a_history_beats_chance(tuned):
     )
 
 
+def test_an_answer_does_not_depend_on_who_else_asks(tuned):
+    model, split = tuned
+    history = ids_of(split, split.training[3])
+    together = model.recommend([[], history], queries=["walnut kettle", "kettle"])
+    apart = [
+        model.recommend([[]], queries=["walnut kettle"])[0],
+        model.recommend([history], queries=["kettle"])[0],
+    ]
+    assert [[r.item_id for r in found] for found in together] == [
+        [r.item_id for r in found] for found in apart
+    ]
+
+
+def test_questions_are_answered_without_dropout_in_training_mode(tuned):
+    model, split = tuned
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    kept, item = [dropout.p for dropout in dropouts], split.data.catalogue.item_ids[5]
+
+    def answers():
+        return (
+            model.similar_items([item]),
+            model.next_users(item, [[item], []]),
+            model.profiles([[item]]),
+            model.explain([item], [item]),
+        )
+
+    expected = answers()
+    for dropout in dropouts:
+        dropout.p = 0.5
+    assert model.train() and answers() == expected and model.training
+    for dropout, p in zip(dropouts, kept, strict=True):
+        dropout.p = p
+    model.eval()
+
+
 def test_next_users_beat_chance(tuned):
     model, split = tuned
     users = split.users("validation")[:200]

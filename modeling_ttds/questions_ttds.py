@@ -1,0 +1,218 @@
+"""What else a model can be asked: similar items, next users, profiles, queries, and why."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from .generation_ttds import TTDSCandidates, TTDSTrie, beam_search, score_items
+from .recommendation_ttds import TTDSRecommendation, best_pairs, pad_prompts, pad_rows
+from .towers_ttds import evaluating
+
+ALIKE = 0.5  # cosine above which two texts are called alike
+NUM_BUYERS = 10
+LONGEST_QUERY = 32
+
+
+@dataclass(frozen=True)
+class TTDSExplanation:
+    """What speaks for an item after a history.
+
+    Args:
+        item_id: Id of the item.
+        steps: Probability of each of its codes among the level's, after those before it; the log of
+            their product is the item's score without the gate.
+        follows: Item of the history that it follows most in the memory, if any.
+        resembles: Item of the history whose text is most like its own, if any is.
+    """
+
+    item_id: str
+    steps: list[float]
+    follows: str | None
+    resembles: str | None
+
+
+class TTDSQuestionsMixin:
+    """What `TTDSForCausalLM` can be asked beside the next item, where it was tuned for it."""
+
+    @torch.no_grad()
+    def similar_items(
+        self, item_ids: Sequence[str], top_k: int = 10, allowed: Iterable[str] | None = None
+    ) -> list[list[TTDSRecommendation]]:
+        """Return what people who chose an item also choose, best first.
+
+        Args:
+            item_ids: Items to start from.
+            top_k: Length of the lists.
+            allowed: Item ids that may appear; all by default.
+
+        Raises:
+            ValueError: An item is unknown, or the model was not tuned for the question.
+        """
+        rows = self.history_rows([[item] for item in item_ids], "error")
+        mask = self.allowed_mask(allowed)
+        prompts = [self._prompt("bought_together", items=[row]) for row in rows]
+        candidates = TTDSCandidates(self.trie, mask, pad_rows(rows, None, self.device))
+        with evaluating(self):
+            found = beam_search(self, *self._bound(prompts), candidates, max(50, top_k))
+        return self._named(best_pairs(*found, top_k))
+
+    @torch.no_grad()
+    def next_users(
+        self,
+        item_id: str,
+        histories: Sequence[Sequence[str]],
+        buyers: Sequence[Sequence[str]] = (),
+        top_k: int = 10,
+    ) -> list[tuple[int, float]]:
+        """Rank users by how likely they are to be the next to choose an item.
+
+        Args:
+            item_id: The item.
+            histories: Item ids of the users to rank, newest last.
+            buyers: Histories of users who chose the item before, newest buyer last.
+            top_k: Length of the list.
+
+        Returns:
+            Pairs of position in `histories` and log-probability of the user's codes, best first.
+
+        Raises:
+            ValueError: An item is unknown, or the model was not tuned for the question.
+        """
+        rows = self.history_rows(histories, "error")
+        earlier = self.history_rows(buyers, "error")[-NUM_BUYERS:]
+        item = self.history_rows([[item_id]], "error")[0]
+        if not rows:
+            return []
+        codes = self.codes_of_users(pad_rows(earlier + rows, self.config.max_history, self.device))
+        prompt = self._prompt("next_user", items=[item], users=[list(range(len(earlier)))])
+        trie = TTDSTrie.build(codes[len(earlier) :])
+        users = torch.arange(len(rows), device=self.device)[None]
+        with evaluating(self):
+            scores = score_items(self, *self._bound([prompt], codes), trie, users, "user")[0]
+        best, order = scores.sort(descending=True, stable=True)
+        return list(zip(order.tolist(), best.tolist(), strict=True))[:top_k]
+
+    @torch.no_grad()
+    def profiles(self, histories: Sequence[Sequence[str]], max_new_tokens: int = 32) -> list[str]:
+        """Describe the taste behind histories in words.
+
+        Args:
+            histories: Item ids per user, newest last, none empty.
+            max_new_tokens: Longest description.
+
+        Raises:
+            ValueError: An item is unknown, a history empty, or the model not tuned for this.
+        """
+        rows = self.history_rows(histories, "error")
+        if not all(rows):
+            raise ValueError(f"History {rows.index([])} is empty; a profile needs an item.")
+        tokenizer = self.tokenizer
+        markers = set(tokenizer.added_tokens_encoder.values()) - {tokenizer.eos_token_id}
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=sorted(markers),
+        )
+        texts = []
+        with evaluating(self):
+            for history in rows:
+                newest = history[-self.config.max_history :]
+                ids, mask = self._bound([self._prompt("profile_of_history", items=[newest])])
+                made = self.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+                text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+                texts.append(text.strip())
+        return texts
+
+    def query_prompts(
+        self,
+        queries: Sequence[str],
+        histories: Sequence[Sequence[int]],
+        user_histories: Sequence[Sequence[int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Return bound prompts for queries and their mask, both (batch, length), padded right.
+
+        Args:
+            queries: What each user is looking for, in words.
+            histories: Item rows per user, newest last; one without any asks by the query alone.
+            user_histories: Item rows per user that make the user's codes.
+
+        Raises:
+            ValueError: The model was not tuned for the question.
+        """
+        longest = self.config.max_history
+        codes = self.codes_of_users(pad_rows(user_histories, longest, self.device))
+        prompts = []
+        for user, (query, history) in enumerate(zip(queries, histories, strict=True)):
+            texts, newest = {"query": query}, list(history[-longest:])
+            if newest:
+                prompts.append(self._prompt("search", texts, items=[newest], users=[[user]]))
+            else:
+                prompts.append(self._prompt("query", texts))
+        return self._bound(prompts, codes)
+
+    def _prompt(
+        self,
+        name: str,
+        texts: dict[str, str] | None = None,
+        items: Sequence[Sequence[int]] = (),
+        users: Sequence[Sequence[int]] = (),
+    ) -> list[int]:
+        known = self.config.prompts or {}
+        if name not in known:
+            raise ValueError(
+                f"This model was not tuned for the question {name!r}; tune it with a weight for "
+                f"it under `tasks`. It knows {', '.join(known) or 'none'}."
+            )
+        return self.tokenizer.encode_prompt(known[name], texts, items, users, LONGEST_QUERY)
+
+    def _bound(
+        self, prompts: Sequence[Sequence[int]], user_codes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        ids, mask = pad_prompts(prompts, self.device)
+        return self.bind(ids, user_codes), mask
+
+    @torch.no_grad()
+    def explain(self, history: Sequence[str], items: Sequence[str]) -> list[TTDSExplanation]:
+        """Say what language model, memory and texts hold of items after a history.
+
+        Args:
+            history: Item ids, newest last; may be empty.
+            items: Ids of the items in question, recommended or not.
+
+        Raises:
+            ValueError: An item is unknown; the message says which.
+        """
+        past, rows = self.history_rows([history, items], "error")
+        if not rows:
+            return []
+        codes = self.item_codes[rows]
+        num_levels = codes.shape[1]
+        prompt = self.history_prompts([past], [past])[0].expand(len(rows), -1)
+        embeddings = self.embed(torch.cat([prompt, self.code_tokens(codes)[:, :-1]], 1))
+        with evaluating(self):
+            hidden = self.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        steps = [
+            self.code_logits(hidden[:, level - num_levels], "item", level).float().softmax(-1)
+            for level in range(num_levels)
+        ]
+        steps = torch.stack(steps, 1).gather(2, codes[..., None])[..., 0]  # (num_items, num_levels)
+        resembles = self.item_text[past] @ self.item_text[rows].T - ALIKE  # (history, num_items)
+        follows = torch.zeros_like(resembles)
+        if past and self.config.has_gate:
+            alone = torch.tensor(past, device=self.device)[:, None]
+            follows = self.memory.scores(alone, decays=(1.0, 1.0, 1.0))[:, rows, 0]
+        return [
+            TTDSExplanation(
+                item, step, *(_best(history, table[:, i]) for table in (follows, resembles))
+            )
+            for i, (item, step) in enumerate(zip(items, steps.tolist(), strict=True))
+        ]
+
+
+def _best(history: Sequence[str], scores: Tensor) -> str | None:
+    return history[int(scores.argmax())] if len(scores) and scores.max() > 0 else None
