@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# `accelerate launch` gives a process one thread where nothing is said, plain python all: runs that
+# are compared bit for bit need the same number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
