@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import RESULTS, write_result  # noqa: E402
+from recipes.card import GENERATED  # noqa: E402
 
 BASE = ROOT / "recipes" / "scientific" / "sft.yaml"
 ROWS = ROOT / "recipes" / "scientific" / "ablation"
 SHORT = {"num_train_epochs": 10, "gate": False}
-GENERATED = "TTDS, generated only"
 
 
 def run(row: Path, seed: int, threads: int, recipe: list[str]) -> None:

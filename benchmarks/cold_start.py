@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.result import write_result  # noqa: E402
 from modeling_ttds import TTDSForCausalLM  # noqa: E402
 from recipes import toyshop  # noqa: E402
+from recipes.card import GENERATED, JOINED  # noqa: E402
 from recipes.data import Catalogue, Data, read_data, split_data, write_data  # noqa: E402
 from recipes.metrics import rank_metrics  # noqa: E402
 
@@ -112,8 +113,8 @@ def main() -> None:
     for scope, allowed in (("all items", every), ("new items", gone)):
         mask = ~np.isin(every, allowed)
         names = None if scope == "all items" else [data.catalogue.item_ids[row] for row in allowed]
-        lists[f"TTDS, generated only ({scope})"] = recommended(False, names)
-        lists[f"TTDS ({scope})"] = recommended(True, names)
+        lists[f"{GENERATED} ({scope})"] = recommended(False, names)
+        lists[f"{JOINED} ({scope})"] = recommended(True, names)
         for method, scores in (("nearest text", nearest), ("random", random)):
             lists[f"{method} ({scope})"] = [
                 np.argsort(-np.where(mask | np.isin(every, history), -np.inf, own))[:10].tolist()

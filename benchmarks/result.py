@@ -1,6 +1,5 @@
 """One JSON per measured result, with all that is needed to make it again."""
 
-import json
 import platform
 import resource
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.report import hardware
+from recipes.report import hardware, write_json
 
 RESULTS = Path(__file__).parent / "results"
 # As of the start: a commit may be made while something runs.
@@ -19,7 +18,7 @@ COMMIT = subprocess.run(
 
 
 def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
-    """Write `benchmarks/results/NAME.json` by way of a scratch file.
+    """Write `benchmarks/results/NAME.json`.
 
     Args:
         name: Name of the result.
@@ -38,6 +37,4 @@ def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
         "peak_memory_mb": round(peak),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    scratch = RESULTS / f"{name}.tmp"
-    scratch.write_text(json.dumps(result | content, indent=2) + "\n")
-    scratch.replace(RESULTS / f"{name}.json")
+    write_json(RESULTS / f"{name}.json", result | content)

@@ -22,9 +22,8 @@ def lora_config(model: TTDSForCausalLM, settings: ModelConfig) -> LoraConfig:
     """
     embeddings = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embeddings)
-    tower = model.config.item_tower
     start = model.config.code_token_start
-    codes = list(range(start, start + 2 * tower.num_levels * tower.num_codes))
+    codes = list(range(start, start + len(model.code_vectors())))
     tied = model.config.tie_word_embeddings
     targets = [
         f"model.{name}"
@@ -49,7 +48,7 @@ def lora_config(model: TTDSForCausalLM, settings: ModelConfig) -> LoraConfig:
 
 
 def save_base(model: TTDSForCausalLM, folder: Path) -> None:
-    """Write the model an adapter stands on, as it is before tuning.
+    """Write the model an adapter stands on.
 
     Args:
         model: The model, without an adapter.

@@ -13,8 +13,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from modeling_ttds import TTDSForCausalLM  # noqa: E402
 from recipes import report, toyshop  # noqa: E402
+from recipes.card import GENERATED, GENERATED_DATA, JOINED  # noqa: E402
 from recipes.data import read_data, split_data  # noqa: E402
-from recipes.gate import GENERATED  # noqa: E402
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     if names[: split.num_items] != data.catalogue.item_ids:
         raise SystemExit(f"{arguments.model} was built on another catalogue than the data set's.")
     rows = {}
-    names = {GENERATED: False} | ({"TTDS": True} if model.config.has_gate else {})
+    names = {GENERATED: False} | ({JOINED: True} if model.config.has_gate else {})
     for name, gate in names.items():
         rows[name], lists = report.evaluate_model(
             model, split, arguments.split, arguments.num_beams, gate
@@ -48,7 +48,7 @@ def main() -> None:
     rows |= report.baseline_rows(split, arguments.split, shop)
     report.write_run(output / "run.jsonl", split, arguments.split, lists)
     # What the training run wrote beside the model stays true of it.
-    content = {"dataset": arguments.dataset_name or "toyshop", "data_sha256": data.sha256}
+    content = {"dataset": arguments.dataset_name or GENERATED_DATA, "data_sha256": data.sha256}
     file = output / "metrics.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
     if known.get("data_sha256") == data.sha256:

@@ -110,11 +110,11 @@ class Examples:
                 f"{', '.join(tasks.USER_TASKS | tasks.ITEM_TASKS)}."
             )
         users = [user for user, history in enumerate(split.training) if len(history)]
-        self.rows = [(user, None) for user in users]
+        self.rows: list[tuple[int, int | None]] = [(user, None) for user in users]
         if options.per_position:
             self.rows = [(u, target) for u in users for target in range(len(split.training[u]))]
-        self.rows += [
-            (task, None)
+        self.task_rows = [
+            task
             for task, weight in (options.tasks or {}).items()
             for _ in range(round(weight * len(users)))
         ]
@@ -138,7 +138,7 @@ class Examples:
         users = self.split.users("validation")[:count].tolist()
         found = {
             "next_item": [
-                self.encode_next_item(past.histories[u], u, 0, len(past.histories[u]) - 1, None)
+                self.encode_next_item(past.histories[u], u, 0, len(past.histories[u]) - 1)
                 for u in users
             ]
         }
@@ -153,29 +153,25 @@ class Examples:
 
     def lengths(self) -> list[int]:
         """Return about how many items each row shows; rows of other tasks count as long ones."""
-        return [
-            self.max_history
-            if isinstance(user, str)
-            else min(
-                len(self.split.training[user]) if target is None else target + 1,
-                self.max_history + 1,
-            )
+        shown = (
+            len(self.split.training[user]) if target is None else target + 1
             for user, target in self.rows
-        ]
+        )
+        next_item = [min(length, self.max_history + 1) for length in shown]
+        return next_item + [self.max_history] * len(self.task_rows)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) + len(self.task_rows)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        user, target = self.rows[index]
         draw = random.Random(f"{self.seed}-{self.epoch}-{index}")
-        if isinstance(user, str):
-            return self.encode(tasks.draw_wording(self.past, user, draw))
+        if index >= len(self.rows):
+            task = self.task_rows[index - len(self.rows)]
+            return self.encode(tasks.draw_wording(self.past, task, draw))
+        user, target = self.rows[index]
         history = self.past.histories[user]
         if target is not None:
-            return self.encode_next_item(
-                history, user, max(0, target - self.max_history), target, None
-            )
+            return self.encode_next_item(history, user, 0, target)
         end = draw.randint(min(len(history), self.max_history + 1), len(history))
         begin = max(0, end - self.max_history - 1)
         cut = draw.randrange(begin, end)
@@ -187,7 +183,7 @@ class Examples:
         user: int,
         begin: int,
         cut: int,
-        end: int | None,
+        end: int | None = None,
         draw: random.Random | None = None,
     ) -> dict[str, list[int]]:
         """Return a row that shows `history[begin:cut]` and learns `history[cut:end]`.
@@ -195,7 +191,7 @@ class Examples:
         Args:
             history: Item rows.
             user: Whose history it is.
-            begin: First position shown, at most `max_history` before the cut.
+            begin: First position shown; the newest `max_history` before the cut are.
             cut: First position learnt.
             end: Position behind the last one learnt; one is learnt by default.
             draw: Leaves out a share `item_dropout` of the items, but for one that is learnt.
@@ -303,7 +299,8 @@ class EntityTexts:
         """
         levels = self.examples.tokenizer.num_levels
         named = (input_ids[input_ids >= PLACEHOLDER_START] - PLACEHOLDER_START) // levels
-        named = named.unique()[:: max(1, len(named.unique()) // self.count)][: self.count]
+        named = named.unique()
+        named = named[:: max(1, len(named) // self.count)][: self.count]
         texts = {entity: self.ids(entity % 2, entity // 2) for entity in named.tolist()}
         texts = {entity: torch.tensor(ids) for entity, ids in texts.items() if ids}
         if len(texts) < 2:

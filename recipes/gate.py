@@ -12,6 +12,7 @@ from modeling_ttds.memory_ttds import FEATURES, MODEL_FEATURES, TTDSGate, TTDSMe
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.recommendation_ttds import pad_rows
 from recipes.baselines import transition_matrix
+from recipes.card import GENERATED, JOINED
 from recipes.data import Split
 from recipes.metrics import evaluate_run
 
@@ -190,8 +191,7 @@ def without_model(features: Tensor) -> Tensor:
     return features
 
 
-VIEWS = {"gate without a language model": without_model, "TTDS": lambda features: features}
-GENERATED = "TTDS, generated only"
+VIEWS = {"gate without a language model": without_model, JOINED: lambda features: features}
 
 
 def join(
@@ -228,8 +228,8 @@ def join(
         which: {name: evaluate_run(split, which, _rows(found)) for name, found in named.items()}
         for which, named in lists.items()
     }
-    rows["validation"]["TTDS"]["candidate_recall"] = (target >= 0).float().mean().item()
-    return rows, _rows(lists["test"]["TTDS"])
+    rows["validation"][JOINED]["candidate_recall"] = (target >= 0).float().mean().item()
+    return rows, _rows(lists["test"][JOINED])
 
 
 def _rows(lists: Tensor) -> list[list[int]]:

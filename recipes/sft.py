@@ -110,10 +110,10 @@ def main(
     else:
         rows = {"validation": {}, "test": {}}
         for which in rows:
-            rows[which][gate.GENERATED], lists = report.evaluate_model(
+            rows[which][card.GENERATED], lists = report.evaluate_model(
                 model, split, which, options.num_beams, gate=False
             )
-    rows["test"][gate.GENERATED] |= report.index_metrics(model, split, "test")
+    rows["test"][card.GENERATED] |= report.index_metrics(model, split, "test")
     for which in rows:
         rows[which] |= report.baseline_rows(split, which, shop)
 
@@ -121,7 +121,7 @@ def main(
     tokenizer.save_pretrained(folder)
     report.write_run(folder / "run.jsonl", split, "test", lists)
     facts = {
-        "dataset": options.dataset_name or "toyshop",
+        "dataset": options.dataset_name or card.GENERATED_DATA,
         "data": card.data_facts(options.dataset_name, data),
         "data_sha256": data.sha256,
         "backbone": backbone and card.shown_name(backbone),

@@ -514,16 +514,13 @@ def show() -> None:
         draw = random.Random(name)
         wording = draw_wording(past, name, draw)
         print(f"\n{name}: {task.__doc__.splitlines()[0]}")
-        for part, rows in (
-            ("prompt", [*zip(("<item>",) * 9, wording.items, strict=False)]),
-            ("response", []),
-        ):
-            text = getattr(wording, part)
-            for slot, value in wording.texts.items():
-                text = text.replace(f"{{{slot}}}", value)
-            for slot, items in rows:
-                text = text.replace(slot, "".join(f"[{past.text(i, 'title')}]" for i in items), 1)
-            print(f"  {part}: {text}")
+        prompt, response = wording.prompt, wording.response
+        for items in wording.items:
+            titles = "".join(f"[{past.text(item, 'title')}]" for item in items)
+            prompt = prompt.replace("<item>", titles, 1)
+        for slot, value in wording.texts.items():
+            prompt, response = (t.replace(f"{{{slot}}}", value) for t in (prompt, response))
+        print(f"  prompt: {prompt}\n  response: {response}")
         if wording.response == "<item>":
             print(f"            = {past.text(wording.targets[0], 'title')}")
 

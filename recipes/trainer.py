@@ -17,9 +17,20 @@ from recipes.examples import EntityTexts, EpochSampler, Examples, collate
 from recipes.index import refresh_index
 from recipes.metrics import rank_metrics
 
+# Kept beside the weights: user codes are no part of them, and an adapter's hold no buffer at all.
 INDEX_FILE = "index.safetensors"
 INDEX = ("item_codes", "item_text", "user_codes")
 SEAL_FILE = "complete.json"
+
+
+def freeze_step(freeze_at: float, num_steps: int) -> int:
+    """Return the step at which the index freezes.
+
+    Args:
+        freeze_at: Share of the steps.
+        num_steps: Steps of the run.
+    """
+    return max(1, int(freeze_at * num_steps))
 
 
 class RefreshIndex(TrainerCallback):
@@ -37,15 +48,15 @@ class RefreshIndex(TrainerCallback):
         self.trainer, self.refresh_steps, self.freeze_at = trainer, refresh_steps, freeze_at
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
-        freeze_step = max(1, int(self.freeze_at * state.max_steps))
+        freeze = freeze_step(self.freeze_at, state.max_steps)
         step = state.global_step
-        if step == freeze_step or (step < freeze_step and step % self.refresh_steps == 0):
-            report = refresh_index(self.trainer.ttds, freeze=step == freeze_step)
+        if step == freeze or (step < freeze and step % self.refresh_steps == 0):
+            report = refresh_index(self.trainer.ttds, freeze=step == freeze)
             # A log of its own: the step's loss and metrics still go into the regular one.
             due = control.should_log
             Trainer.log(self.trainer, {f"index/{name}": value for name, value in report.items()})
             control.should_log = due
-            if step == freeze_step:
+            if step == freeze:
                 state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
 
@@ -161,10 +172,10 @@ class TTDSTrainer(SFTTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """Let the towers' learning rate fall to zero at the freeze."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        freeze_step = max(1, int(self.options.freeze_at * num_training_steps))
+        freeze = freeze_step(self.options.freeze_at, num_training_steps)
 
         def cooled(rate: Callable[[int], float]) -> Callable[[int], float]:
-            return lambda step: rate(step) * max(0.0, 1 - step / freeze_step)
+            return lambda step: rate(step) * max(0.0, 1 - step / freeze)
 
         groups = scheduler.optimizer.param_groups
         scheduler.lr_lambdas = [
@@ -198,11 +209,6 @@ class TTDSTrainer(SFTTrainer):
 
     def report(self) -> dict[str, object]:
         """Return what tuning took and how index and validation moved since this process began."""
-        refreshes = [
-            {name.removeprefix("index/"): value for name, value in entry.items()}
-            for entry in self.state.log_history
-            if "index/churn" in entry
-        ]
         seconds = time.perf_counter() - self.begun
         return {
             "seconds": round(seconds, 1),
@@ -210,8 +216,9 @@ class TTDSTrainer(SFTTrainer):
             "tokens_per_second": round(self.num_tokens / seconds),
             "validation": self.curve,
             "refreshes": [
-                {name: value for name, value in entry.items() if "/" not in name}
-                for entry in refreshes
+                {name.removeprefix("index/"): value for name, value in entry.items()}
+                for entry in self.state.log_history
+                if "index/churn" in entry
             ],
         }
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes import gate, hub, report
-from recipes.card import card, data_facts, shown_name
+from recipes.card import GENERATED, card, data_facts, shown_name
 from recipes.config import TTDSTrainingArguments
 from recipes.data import write_data
 
@@ -43,7 +43,7 @@ def folder(built, split, shop, options, tmp_path_factory):
     built.tokenizer.save_pretrained(folder)
     model = TTDSForCausalLM.from_pretrained(folder).eval()
     rows, lists = gate.join(model, split, num_beams=20, min_count=2, seed=0)
-    rows["test"][gate.GENERATED] |= report.index_metrics(model, split, "test")
+    rows["test"][GENERATED] |= report.index_metrics(model, split, "test")
     rows["test"] |= report.baseline_rows(split, "test", shop)
     model.save_pretrained(folder)
     facts = {
