@@ -1,4 +1,4 @@
-"""Run the recipe and keep one JSON per row of its table in benchmarks/results.
+"""Run the recipe and keep one JSON and the ranked lists per row of its table in benchmarks/results.
 
 python benchmarks/recipe.py --name toyshop --seed 0
 python benchmarks/recipe.py --name scientific --seed 0 --config recipes/scientific/sft.yaml
@@ -6,9 +6,7 @@ python benchmarks/recipe.py --name scientific --seed 0 --config recipes/scientif
 """
 
 import argparse
-import gzip
 import json
-import re
 import resource
 import subprocess
 import sys
@@ -18,9 +16,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import RESULTS, write_result  # noqa: E402
+from benchmarks.result import result_name, write_result, write_run  # noqa: E402
+from recipes.card import GENERATED, JOINED  # noqa: E402
 
-LARGEST_RUN_FILE = 3_000_000
+
+def lists_of(output: Path, metrics: dict) -> dict[str, list[list[int]]]:
+    """Return the ranked test lists of every row that kept them, as item rows.
+
+    Args:
+        output: The recipe's output folder.
+        metrics: Its `metrics.json`.
+    """
+    entries = (output / "catalogue.jsonl").read_text("utf-8").splitlines()
+    row_of = {json.loads(entry)["item_id"]: row for row, entry in enumerate(entries)}
+    files = {JOINED if JOINED in metrics["test"] else GENERATED: output / "run.jsonl"}
+    return {
+        method: [
+            [row_of[item] for item in json.loads(line)["items"]]
+            for line in file.read_text("utf-8").splitlines()
+        ]
+        for method, file in files.items()
+    }
 
 
 def main() -> None:
@@ -40,10 +56,13 @@ def main() -> None:
     seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     metrics = json.loads((output / "metrics.json").read_text())
+    lists = lists_of(output, metrics)
+    tie_break = metrics["options"]["tie_break"]
     for method, test in metrics["test"].items():
-        slug = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
+        name = result_name(arguments.name, tie_break, method, arguments.seed)
         content = {
             "dataset": arguments.name,
+            "tie_break": tie_break,
             "method": method,
             "config": metrics["options"],
             "data_sha256": metrics["data_sha256"],
@@ -52,12 +71,9 @@ def main() -> None:
             "validation": metrics["validation"].get(method),
             "test": test,
         }
-        write_result(
-            f"{arguments.name}-{slug}-seed{arguments.seed}", arguments.seed, seconds, content
-        )
-    run = gzip.compress((output / "run.jsonl").read_bytes(), mtime=0)
-    if len(run) < LARGEST_RUN_FILE and arguments.name == "toyshop":
-        (RESULTS / f"{arguments.name}-ttds-seed{arguments.seed}.run.jsonl.gz").write_bytes(run)
+        write_result(name, arguments.seed, seconds, content)
+        if method in lists:
+            write_run(name, lists[method])
 
 
 if __name__ == "__main__":
