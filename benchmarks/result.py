@@ -5,13 +5,16 @@ import json
 import platform
 import re
 import resource
+import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from recipes.card import JOINED
 from recipes.report import hardware, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,6 +46,45 @@ def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / f"{name}.json", result | content)
+
+
+def results() -> list[dict]:
+    """Return every result, by name of its file."""
+    return [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+
+
+def ranking_runs(
+    rows: Sequence[dict], dataset: str, tie_break: str = "published"
+) -> dict[str, list[dict]]:
+    """Return the results on one data set in one order of ties: per method, its runs.
+
+    Args:
+        rows: Results.
+        dataset: Name of the data set in the results.
+        tie_break: `"published"` or `"shuffled"`.
+    """
+    methods = defaultdict(list)
+    for row in rows:
+        order = row.get("tie_break") or row.get("config", {}).get("tie_break", "published")
+        if row.get("dataset") == dataset and order == tie_break and "ablation" not in row:
+            methods[row["method"]].append(row)
+    return {method: sorted(runs, key=lambda run: run["seed"]) for method, runs in methods.items()}
+
+
+def best_baseline(methods: dict[str, list[dict]]) -> str | None:
+    """Return the method, not one of ours, that is best by NDCG@10 on validation targets.
+
+    Args:
+        methods: As of `ranking_runs`.
+    """
+    scores = {
+        method: statistics.mean(run["validation"]["NDCG@10"] for run in runs)
+        for method, runs in methods.items()
+        if not method.startswith(JOINED)
+        and method != "perfect ranker"
+        and all(run["validation"] for run in runs)
+    }
+    return max(scores, key=scores.get, default=None)
 
 
 def slug(method: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import datasets
 import evaluate
+import numpy as np
 
 if TYPE_CHECKING:
     from recipes.data import Split
@@ -54,31 +55,47 @@ def evaluate_run(split: "Split", which: str, lists: Sequence[Sequence[int]]) -> 
         lists: Per user of `split.users(which)`, item rows from best to worst.
 
     Returns:
-        `rank_metrics`, coverage at every cut-off, and HR@10 and NDCG@10 of the slices: `cold`
-        (target seen at most 5 times in training), `later` (target on a later stamp than the item
-        before), `head` and `tail` (target among the fifth of the items seen most, or not).
+        `rank_metrics`, coverage at every cut-off, and HR@10 and NDCG@10 of the `slices`.
     """
-    users, targets = split.users(which), split.targets(which)
+    users = split.users(which)
+    targets = split.targets(which)[users]
     # Summed in the order of user ids, as strings sort, so that every digit can be compared.
     order = sorted(range(len(users)), key=lambda i: split.data.user_ids[users[i]])
-    result = rank_metrics([lists[i] for i in order], [targets[users[i]] for i in order])
-    counts = split.training_counts
-    head = set(counts.argsort(kind="stable")[::-1][: math.ceil(len(counts) * HEAD_SHARE)].tolist())
-    later = set(split.later(which).tolist())
-    slices = {
-        "cold": [i for i in order if counts[targets[users[i]]] <= COLD_AT_MOST],
-        "later": [i for i in order if users[i] in later],
-        "head": [i for i in order if targets[users[i]] in head],
-        "tail": [i for i in order if targets[users[i]] not in head],
+    result = rank_metrics([lists[i] for i in order], [targets[i] for i in order])
+    groups = {
+        name: [i for i in order if members[i]] for name, members in slices(split, which).items()
     }
-    for name, group in slices.items():
-        part = rank_metrics([lists[i] for i in group], [targets[users[i]] for i in group])
+    for name, group in groups.items():
+        part = rank_metrics([lists[i] for i in group], [targets[i] for i in group])
         if group:
             result |= {f"{name}_{metric}": part[metric] for metric in ("HR@10", "NDCG@10")}
     for k in CUTOFFS:
         shown = {item for items in lists for item in items[:k]}
         result[f"coverage@{k}"] = len(shown) / split.num_items
-    return result | {"users": len(users)} | {f"{n}_users": len(g) for n, g in slices.items()}
+    return result | {"users": len(users)} | {f"{n}_users": len(g) for n, g in groups.items()}
+
+
+def slices(split: "Split", which: str) -> dict[str, np.ndarray]:
+    """Return which users belong to a slice, a boolean per user of `split.users(which)`.
+
+    Args:
+        split: The split the targets come from.
+        which: `"validation"` or `"test"`.
+
+    Returns:
+        `cold` (target seen at most 5 times in training), `later` (target on a later stamp than the
+        item before), `head` and `tail` (target among the fifth of the items seen most, or not).
+    """
+    users, counts = split.users(which), split.training_counts
+    targets = split.targets(which)[users]
+    most = counts.argsort(kind="stable")[::-1][: math.ceil(len(counts) * HEAD_SHARE)]
+    head = np.isin(targets, most)
+    return {
+        "cold": counts[targets] <= COLD_AT_MOST,
+        "later": np.isin(users, split.later(which)),
+        "head": head,
+        "tail": ~head,
+    }
 
 
 class RankingMetrics(evaluate.Metric):

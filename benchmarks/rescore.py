@@ -1,0 +1,64 @@
+"""Write the ranked lists of a result, and the data they are about, as any referee reads them.
+
+python benchmarks/rescore.py scientific-ttds-seed0 --dataset_name FOLDER --output outputs/rescore
+    --referee score.py
+
+A referee is called with the output folder, which gets both tables of the data set in the order of
+the result, and a file of lists: {"user_id": ..., "items": [best, ...]} per test user.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.result import RESULTS, read_run  # noqa: E402
+from recipes import toyshop  # noqa: E402
+from recipes.data import read_data, split_data, write_data  # noqa: E402
+from recipes.metrics import evaluate_run  # noqa: E402
+from recipes.report import write_run  # noqa: E402
+
+
+def main() -> None:
+    """Check that data and lists are those of the result, write both, call the referee."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="name of the result, without .json")
+    parser.add_argument("--dataset_name", help="folder; the generated data by default")
+    parser.add_argument("--output", required=True, type=Path, help="where to write")
+    parser.add_argument("--referee", help="Python script to call with the output and the lists")
+    arguments = parser.parse_args()
+    row = json.loads((RESULTS / f"{arguments.name}.json").read_text("utf-8"))
+    folder = arguments.dataset_name
+    data = (
+        read_data(folder, tie_break=row.get("tie_break", "published"), seed=row["seed"])
+        if folder
+        else toyshop.generate().data
+    )
+    if data.sha256 != row["data_sha256"]:
+        raise SystemExit(
+            f"`data_sha256` of {arguments.name} is {row['data_sha256']}, that of "
+            f"{folder or 'the generated data'} is {data.sha256}: pass the data set of the result "
+            "as --dataset_name."
+        )
+    split, lists = split_data(data), read_run(arguments.name)
+    metrics = evaluate_run(split, "test", lists)
+    for key in sorted(metrics.keys() & row["test"].keys()):
+        if metrics[key] != row["test"][key]:
+            raise SystemExit(
+                f"`{key}` of the lists of {arguments.name} is {metrics[key]}, its result says "
+                f"{row['test'][key]}: they are of different runs; run its command again."
+            )
+    write_data(data, arguments.output)
+    file = arguments.output / "run.jsonl"
+    write_run(file, split, "test", lists)
+    print(f"The lists of {arguments.name} give its metrics; they are in {file}.", flush=True)
+    if arguments.referee:
+        subprocess.run([sys.executable, arguments.referee, arguments.output, file], check=True)
+
+
+if __name__ == "__main__":
+    main()
