@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import (  # noqa: E402
     best_baseline,
+    dataset_name,
     ranking_runs,
     read_run,
     result_name,
@@ -141,8 +142,8 @@ def main() -> None:
     folder = arguments.dataset_name
     data = read_data(folder, tie_break=arguments.tie_break) if folder else toyshop.generate().data
     content = compare(split_data(data), arguments.name, arguments.tie_break)
-    order = "" if arguments.tie_break == "published" else f"-{arguments.tie_break}"
-    write_result(f"{arguments.name}{order}-compare", 0, time.perf_counter() - begun, content)
+    name = dataset_name(arguments.name, arguments.tie_break)
+    write_result(f"{name}-compare", 0, time.perf_counter() - begun, content)
     for method, found in content["against"].items():
         print(method, found["slices"]["all"])
 

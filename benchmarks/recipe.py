@@ -3,11 +3,15 @@
 python benchmarks/recipe.py --name toyshop --seed 0
 python benchmarks/recipe.py --name scientific --seed 0 --config recipes/scientific/sft.yaml
     --dataset_name FOLDER
+
+A run that was stopped goes on from its last checkpoint when the same command is given again.
 """
 
 import argparse
 import json
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import result_name, write_result, write_run  # noqa: E402
 from recipes.card import GENERATED, JOINED  # noqa: E402
+from recipes.report import write_json  # noqa: E402
 
 
 def lists_of(output: Path, metrics: dict) -> dict[str, list[list[int]]]:
@@ -39,26 +44,56 @@ def lists_of(output: Path, metrics: dict) -> dict[str, list[list[int]]]:
     }
 
 
-def main() -> None:
-    """Train, evaluate, and write what came out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="name of the data set in the results")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments, recipe = parser.parse_known_args()
-    output = ROOT / "outputs" / f"benchmark-{arguments.name}-{arguments.seed}"
+def train(output: Path, recipe: list[str]) -> float:
+    """Run the recipe, from the last checkpoint if it was stopped; return the seconds of all calls.
+
+    Args:
+        output: Its output folder; beside it lies with what arguments and for how long it ran.
+        recipe: Its arguments.
+    """
+    ledger = output.with_name(f"{output.name}.json")
+    before = json.loads(ledger.read_text("utf-8")) if ledger.exists() else {}
+    sealed = any(output.glob("checkpoint-*/complete.json"))
+    if sealed and before.get("arguments") == recipe and not (output / "metrics.json").exists():
+        resume, spent = ["--resume_from_checkpoint", "true"], before["seconds"]
+    else:
+        shutil.rmtree(output, ignore_errors=True)
+        resume, spent = [], 0.0
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(ledger, {"arguments": recipe, "seconds": spent})
     begun = time.perf_counter()
     command = [
-        str(Path(sys.executable).with_name("accelerate")), "launch", "recipes/sft.py", *recipe,
-        "--seed", str(arguments.seed), "--output_dir", str(output),
-        "--overwrite_output_dir", "true",
+        sys.executable, "-m", "accelerate.commands.launch", "recipes/sft.py", *recipe,
+        "--output_dir", str(output), *resume,
     ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True)
-    seconds = time.perf_counter() - begun
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # past the finally below
+    try:
+        subprocess.run(command, cwd=ROOT, check=True)
+    finally:
+        seconds = spent + time.perf_counter() - begun
+        write_json(ledger, {"arguments": recipe, "seconds": seconds})
+    return seconds
+
+
+def main() -> None:
+    """Train, evaluate, and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--name", required=True, help="name of the data set in the results")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variant", help="keeps the rows of TTDS only, under names with this")
+    parser.add_argument("--output_dir", type=Path, help="outputs/benchmark-NAME-SEED by default")
+    arguments, recipe = parser.parse_known_args()
+    output = arguments.output_dir or Path("outputs", f"benchmark-{arguments.name}-{arguments.seed}")
+    output = ROOT / output
+    seconds = train(output, [*recipe, "--seed", str(arguments.seed)])
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     metrics = json.loads((output / "metrics.json").read_text())
     lists = lists_of(output, metrics)
     tie_break = metrics["options"]["tie_break"]
-    for method, test in metrics["test"].items():
+    for row, test in metrics["test"].items():
+        if arguments.variant and not row.startswith(JOINED):
+            continue
+        method = f"{row} ({arguments.variant})" if arguments.variant else row
         name = result_name(arguments.name, tie_break, method, arguments.seed)
         content = {
             "dataset": arguments.name,
@@ -68,12 +103,12 @@ def main() -> None:
             "data_sha256": metrics["data_sha256"],
             "towers": metrics["towers"],
             "peak_memory_mb": round(peak),
-            "validation": metrics["validation"].get(method),
+            "validation": metrics["validation"].get(row),
             "test": test,
         }
         write_result(name, arguments.seed, seconds, content)
-        if method in lists:
-            write_run(name, lists[method])
+        if row in lists:
+            write_run(name, lists[row])
 
 
 if __name__ == "__main__":

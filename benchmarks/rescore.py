@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import RESULTS, read_run  # noqa: E402
+from benchmarks.result import RESULTS, order, read_run  # noqa: E402
 from recipes import toyshop  # noqa: E402
 from recipes.data import read_data, split_data, write_data  # noqa: E402
 from recipes.metrics import evaluate_run  # noqa: E402
@@ -34,7 +34,7 @@ def main() -> None:
     row = json.loads((RESULTS / f"{arguments.name}.json").read_text("utf-8"))
     folder = arguments.dataset_name
     data = (
-        read_data(folder, tie_break=row.get("tie_break", "published"), seed=row["seed"])
+        read_data(folder, tie_break=order(row), seed=row["seed"])
         if folder
         else toyshop.generate().data
     )

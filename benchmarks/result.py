@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import platform
 import re
 import resource
@@ -17,12 +18,15 @@ import torch
 from recipes.card import JOINED
 from recipes.report import hardware, write_json
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("TTDS_RESULTS", Path(__file__).parent / "results"))
 LARGEST_RUN_FILE = 3_000_000
-# As of the start: a commit may be made while something runs.
-COMMIT = subprocess.run(
-    ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-).stdout.strip()
+# As of the start: a commit may be made while something runs. Where no repository is, it is told.
+COMMIT = (
+    os.environ.get("TTDS_COMMIT")
+    or subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+)
 
 
 def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
@@ -53,6 +57,15 @@ def results() -> list[dict]:
     return [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("*.json"))]
 
 
+def order(row: dict) -> str:
+    """Return the order of ties a result was measured in, `"published"` or `"shuffled"`.
+
+    Args:
+        row: The result.
+    """
+    return row.get("tie_break") or row.get("config", {}).get("tie_break", "published")
+
+
 def ranking_runs(
     rows: Sequence[dict], dataset: str, tie_break: str = "published"
 ) -> dict[str, list[dict]]:
@@ -65,8 +78,7 @@ def ranking_runs(
     """
     methods = defaultdict(list)
     for row in rows:
-        order = row.get("tie_break") or row.get("config", {}).get("tie_break", "published")
-        if row.get("dataset") == dataset and order == tie_break and "ablation" not in row:
+        if row.get("dataset") == dataset and order(row) == tie_break and "ablation" not in row:
             methods[row["method"]].append(row)
     return {method: sorted(runs, key=lambda run: run["seed"]) for method, runs in methods.items()}
 
@@ -105,8 +117,17 @@ def result_name(dataset: str, tie_break: str, method: str, seed: int) -> str:
         method: Name of the row.
         seed: Its seed.
     """
-    order = "" if tie_break == "published" else f"-{tie_break}"
-    return f"{dataset}{order}-{slug(method)}-seed{seed}"
+    return f"{dataset_name(dataset, tie_break)}-{slug(method)}-seed{seed}"
+
+
+def dataset_name(dataset: str, tie_break: str) -> str:
+    """Return how a data set in one order of ties is named in files.
+
+    Args:
+        dataset: Name of the data set in the results.
+        tie_break: `"published"` or `"shuffled"`.
+    """
+    return dataset if tie_break == "published" else f"{dataset}-{tie_break}"
 
 
 def write_run(name: str, lists: Sequence[Sequence[int]]) -> None:

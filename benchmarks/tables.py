@@ -3,56 +3,194 @@
 python benchmarks/tables.py
 """
 
-import json
 import re
 import statistics
+import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10")
-ORDER = (
-    "TTDS", "TTDS, generated only", "gate without a language model", "transition counts",
-    "item-kNN", "popularity", "perfect ranker",
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.result import best_baseline, order, ranking_runs, results  # noqa: E402
+from recipes.card import JOINED  # noqa: E402
+
+METRICS = (
+    "HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10", "cold_NDCG@10",
+    "later_HR@10", "later_NDCG@10",
 )  # fmt: skip
+SLICES = ("all", "later", "cold", "head", "tail")
+ORDER = (
+    "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, generated only",
+    "TTDS, generated only (static, GPU)", "TTDS, generated only (full, GPU)", "gate without a language model", "counts + text",
+    "transition counts", "item-kNN", "EASE", "SASRec, full cross-entropy",
+    "TIGER, static text codes", "TIGER (cornac)", "RPG (cornac)", "SASRec (RecTools)",
+    "popularity", "perfect ranker",
+)  # fmt: skip
+# HR@10 and NDCG@10 that were set before anything was measured.
+TARGETS = {
+    "scientific": {"due": (0.185, 0.122), "reach": (0.198, 0.131)},
+    "beauty": {"due": (0.118, 0.073), "reach": (0.127, 0.078)},
+    "toys": {"due": (0.137, 0.088), "reach": (0.147, 0.094)},
+    "sports": {"due": (0.070, 0.041), "reach": (0.074, 0.044)},
+}
+EMPTY = "No result yet."
 
 
-def results() -> list[dict]:
-    """Return every result file, by name."""
-    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table, or a line that says there is nothing for it.
+
+    Args:
+        heads: Names of the columns.
+        lines: Cells, line by line.
+    """
+    if not lines:
+        return EMPTY
+    rule = "|" + "---|" * len(heads)
+    first, *rest = (f"| {' | '.join(cells)} |" for cells in (heads, *lines))
+    return "\n".join([first, rule, *rest])
+
+
+def over_seeds(values: Sequence[float], form: str = ".4f") -> str:
+    """Return mean and, where the values differ, deviation; nothing where there is no value.
+
+    Args:
+        values: One per seed.
+        form: Format of a number.
+    """
+    if not values:
+        return ""
+    cell = format(statistics.mean(values), form)
+    return cell if len(set(values)) < 2 else f"{cell} ± {statistics.stdev(values):{form}}"
+
+
+def by_method(methods: dict[str, list[dict]]) -> list[tuple[str, list[dict]]]:
+    """Return methods and their runs in the order of tables, unknown ones last.
+
+    Args:
+        methods: Per method, its runs.
+    """
+    known = {name: place for place, name in enumerate(ORDER)}
+    return sorted(methods.items(), key=lambda pair: (known.get(pair[0], len(ORDER)), pair[0]))
+
+
+def measured(runs: list[dict], metric: str) -> list[float]:
+    """Return a test metric of those runs that have it.
+
+    Args:
+        runs: Results of one method.
+        metric: Its name.
+    """
+    return [run["test"][metric] for run in runs if metric in run["test"]]
+
+
+def ranking_lines(methods: dict[str, list[dict]], metrics: Sequence[str]) -> str:
+    """Return a table of test metrics, mean and deviation over seeds.
+
+    Args:
+        methods: Per method, its runs.
+        metrics: Columns; those that no run has are left out.
+    """
+    pairs = by_method(methods)
+    shown = [name for name in metrics if any(measured(runs, name) for _, runs in pairs)]
+    lines = [
+        [method, str(len(runs)), *(over_seeds(measured(runs, name)) for name in shown)]
+        for method, runs in pairs
+    ]
+    return markdown(["", "seeds", *shown], lines)
 
 
 def ranking_table(dataset: str, rows: list[dict]) -> str:
-    """Return the test metrics of one data set, mean and deviation over seeds."""
-    methods = defaultdict(list)
-    for row in rows:
-        if row.get("dataset") == dataset and "ablation" not in row:
-            methods[row["method"]].append(row)
-    lines = ["| | seeds | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
-    for method in sorted(methods, key=lambda name: ORDER.index(name)):
-        runs = methods[method]
-        cells = []
-        for metric in METRICS:
-            values = [run["test"][metric] for run in runs if metric in run["test"]]
-            cell = f"{statistics.mean(values):.4f}" if values else ""
-            if len(set(values)) > 1:
-                cell += f" ± {statistics.stdev(values):.4f}"
-            cells.append(cell)
-        lines.append(f"| {method} | {len(runs)} | " + " | ".join(cells) + " |")
-    first = next(run for run in methods["TTDS"])
-    seconds = statistics.mean(run["seconds"] for run in methods["TTDS"])
-    lines.append(
-        f"\n{seconds / 60:.1f} minutes a run, {first['peak_memory_mb'] / 1000:.1f} GB, on "
+    """Return the test metrics of one data set in its published order."""
+    methods = ranking_runs(rows, dataset)
+    table = ranking_lines(methods, METRICS)
+    if JOINED not in methods:
+        return table
+    first = methods[JOINED][0]
+    seconds = statistics.mean(run["seconds"] for run in methods[JOINED])
+    return (
+        f"{table}\n\n{seconds / 60:.1f} minutes a run, {first['peak_memory_mb'] / 1000:.1f} GB, on "
         f"{first['hardware']}; commit {first['commit']}; `{first['command']}`."
     )
-    return "\n".join(lines)
+
+
+def slices_table(dataset: str, rows: list[dict]) -> str:
+    """Return HR@10 and NDCG@10 of all users and of every slice."""
+    names = [
+        f"{'' if name == 'all' else f'{name}_'}{metric}"
+        for name in SLICES
+        for metric in ("HR@10", "NDCG@10")
+    ]
+    return ranking_lines(ranking_runs(rows, dataset), names)
+
+
+def ties_table(rows: list[dict]) -> str:
+    """Return both orders of ties side by side, for every method measured in both."""
+    lines = []
+    for dataset in sorted({row["dataset"] for row in rows if "dataset" in row}):
+        published, shuffled = (
+            ranking_runs(rows, dataset, tie_break) for tie_break in ("published", "shuffled")
+        )
+        for method, runs in by_method(published):
+            if method in shuffled:
+                cells = [
+                    over_seeds(measured(part, metric))
+                    for metric in ("HR@10", "NDCG@10")
+                    for part in (runs, shuffled[method])
+                ]
+                lines.append([dataset, method, *cells])
+    heads = ["data set", "", "HR@10 published", "shuffled", "NDCG@10 published", "shuffled"]
+    return markdown(heads, lines)
+
+
+def compare_table(rows: list[dict]) -> str:
+    """Return how far TTDS is above the best baseline and above its gate alone, slice by slice."""
+    lines = []
+    for row in rows:
+        for method, found in row.get("against", {}).items():
+            for name, group in found["slices"].items():
+                cells = []
+                for metric in ("HR@10", "NDCG@10"):
+                    part = group[metric]
+                    low, high = part["interval"]
+                    relative = part["relative"]
+                    cells += [
+                        f"{part['difference']:+.4f} [{low:+.4f}, {high:+.4f}]",
+                        "" if relative is None else f"{relative:+.1%}",
+                        f"{part['share_at_most_0']:.4f}",
+                    ]
+                dataset = row["compare"]
+                if order(row) != "published":
+                    dataset += f", {order(row)}"
+                lines.append([dataset, method, name, str(group["users"]), *cells])
+    heads = ["data set", "against", "users", "number", "HR@10", "relative", "≤ 0"]
+    return markdown([*heads, "NDCG@10", "relative", "≤ 0"], lines)
+
+
+def targets_table(rows: list[dict]) -> str:
+    """Return what was reached beside the best baseline, what was due and what was hoped for."""
+    lines = []
+    for dataset, targets in TARGETS.items():
+        methods = ranking_runs(rows, dataset)
+        best = best_baseline(methods)
+        cells = []
+        for method in (JOINED, best):
+            parts = [over_seeds(measured(methods.get(method, []), m)) for m in ("HR@10", "NDCG@10")]
+            cells.append(" / ".join(parts) if all(parts) else EMPTY)
+        if best:
+            cells[1] += f" ({best})"
+        aims = [f"{hits:.3f} / {gain:.3f}" for hits, gain in targets.values()]
+        lines.append([dataset, *cells, *aims])
+    return markdown(["HR@10 / NDCG@10", "TTDS", "best baseline", "due", "reach"], lines)
 
 
 def codes_table(dataset: str, rows: list[dict]) -> str:
     """Return what the towers report of their codes."""
-    row = next(r for r in rows if r.get("dataset") == dataset and r["method"] == "TTDS")
+    runs = ranking_runs(rows, dataset).get(JOINED)
+    if not runs:
+        return EMPTY
+    row = runs[0]
     names = list(row["towers"]["item"])
     lines = ["| | items | users |", "|---|---|---|"]
     for name in names:
@@ -63,7 +201,9 @@ def codes_table(dataset: str, rows: list[dict]) -> str:
 
 def decoding_table(rows: list[dict]) -> str:
     """Return milliseconds per request of the ways to decode."""
-    row = next(r for r in rows if "milliseconds_per_request" in r)
+    row = next((r for r in rows if "milliseconds_per_request" in r), None)
+    if row is None:
+        return EMPTY
     ways = ["recommend", "generate + prefix_allowed_tokens_fn", "generate + logits processor"]
     ways.append("speedup")
     lines = ["| prompt | batch | " + " | ".join(ways) + " |", "|---|---|" + "---|" * len(ways)]
@@ -79,18 +219,14 @@ def decoding_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _over_seeds(runs: list[dict], value: Callable[[dict], float], form: str) -> str:
-    values = [value(run) for run in runs]
-    cell = format(statistics.mean(values), form)
-    return cell if len(values) < 2 else f"{cell} ± {statistics.stdev(values):{form}}"
-
-
 def ablation_table(rows: list[dict]) -> str:
     """Return the rows of the ablation, mean and deviation over seeds."""
     methods = defaultdict(list)
     for row in rows:
         if "ablation" in row:
             methods[row["ablation"]].append(row)
+    if not methods:
+        return EMPTY
     columns = {
         "validation NDCG@10": (lambda run: run["validation"]["NDCG@10"], ".4f"),
         "validation HR@10": (lambda run: run["validation"]["HR@10"], ".4f"),
@@ -103,7 +239,7 @@ def ablation_table(rows: list[dict]) -> str:
     }
     lines = ["| | seeds | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for method, runs in sorted(methods.items()):
-        cells = [_over_seeds(runs, value, form) for value, form in columns.values()]
+        cells = [over_seeds([value(run) for run in runs], form) for value, form in columns.values()]
         lines.append(f"| {method} | {len(runs)} | " + " | ".join(cells) + " |")
     some = next(iter(methods.values()))[0]
     lines.append(
@@ -121,6 +257,8 @@ def _refreshes(run: dict, name: str) -> float:
 def form_table(rows: list[dict]) -> str:
     """Return when the two forms of the next-item task reach the same validation NDCG@10."""
     forms = {row["ablation"]: row for row in rows if row.get("seed") == 0 and "ablation" in row}
+    if not {"3-user-codes", "form-per-position"} <= forms.keys():
+        return EMPTY
     pair = {"sequence": forms["3-user-codes"], "per position": forms["form-per-position"]}
     curves = {name: row["tuning"]["validation"] for name, row in pair.items()}
     mark = min(max(point["NDCG@10"] for point in curve) for curve in curves.values())
@@ -140,6 +278,8 @@ def form_table(rows: list[dict]) -> str:
 def cold_table(rows: list[dict]) -> str:
     """Return how well items are recommended that training had never seen."""
     found = [row for row in rows if "cold_start" in row]
+    if not found:
+        return EMPTY
     names = list(found[0]["rows"])
     heads = [f"{row['cold_start']} HR@10 | NDCG@10" for row in found]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|---|" * len(found)]
@@ -167,6 +307,8 @@ def filled(text: str, rows: list[dict]) -> str:
     makers = {
         "codes": codes_table, "ranking": ranking_table, "ablation": ablation_table,
         "forms": form_table, "cold": cold_table, "decoding": decoding_table,
+        "slices": slices_table, "ties": ties_table, "compare": compare_table,
+        "targets": targets_table,
     }  # fmt: skip
     for name in re.findall(r"<!-- table: (.+?) -->", text):
         kind, _, dataset = name.partition(" ")

@@ -1,0 +1,183 @@
+"""Train SASRec, static and full TTDS on beauty, toys and sports on one GPU, a few minutes a call.
+
+python benchmarks/gpu.py --data DATA --wheels WHEELS --minutes 9 --results FOLDER --commit COMMIT
+
+DATA holds the three data sets, WHEELS what the machine lacks (trl, datasets, evaluate, dill,
+multiprocess); no network is used. Call it again until it says that nothing is left: a finished job is
+passed over, a training that was stopped goes on from its last checkpoint. All that has to stay from
+call to call lies in --work. Results are small files, to be put into benchmarks/results.
+
+The same jobs at toy size on the CPU, with generated data:
+
+python benchmarks/gpu.py --toy --work outputs/gpu-toy --results outputs/gpu-toy/copied
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+DATASETS = ("beauty", "toys", "sports")
+# Towers that learn on, codes that move, all tasks, token alignment.
+FULL = ROOT / "recipes" / "scientific" / "ablation" / "7-token-alignment.yaml"
+TOY = {
+    "text_dim": 16, "collaborative_dim": 16, "num_levels": 3, "num_codes": 16, "code_dim": 8,
+    "tower_epochs": 4, "vocab_size": 400, "hidden_size": 32, "num_layers": 1, "num_heads": 2,
+    "max_history": 6, "num_beams": 20, "eval_users": 40, "num_train_epochs": 2,
+    "per_device_train_batch_size": 32, "use_cpu": True, "bf16": True, "disable_tqdm": True,
+    "tasks": {},
+}  # fmt: skip
+
+
+def jobs(datasets: tuple[str, ...], data: Path, work: Path, toy: bool) -> dict[str, list[str]]:
+    """Return, per result that a job ends with, its command.
+
+    Args:
+        datasets: Names of data sets.
+        data: Folder with a folder for each.
+        work: Folder for what the jobs leave.
+        toy: Whether the settings are those of a toy.
+    """
+    found = {}
+    for dataset in datasets:
+        common = ["--name", dataset, "--seed", "0", "--dataset_name", str(data / dataset)]
+        config = work / "toy.yaml" if toy else ROOT / "recipes" / dataset / "gpu.yaml"
+        ours = ["benchmarks/recipe.py", *common, "--config", str(config)]
+        found[f"{dataset}-sasrec-full-cross-entropy-seed0"] = [
+            "benchmarks/baseline.py", *common, "--method", "sasrec-full-cross-entropy",
+            "--max_configurations", "1" if toy else "3",
+        ]  # fmt: skip
+        found[f"{dataset}-ttds-static-gpu-seed0"] = [
+            *ours, "--variant", "static, GPU", "--output_dir", str(work / f"{dataset}-static"),
+        ]  # fmt: skip
+        found[f"{dataset}-ttds-full-gpu-seed0"] = [
+            *ours, "--variant", "full, GPU", "--output_dir", str(work / f"{dataset}-full"),
+            *as_arguments(yaml.safe_load(FULL.read_text("utf-8"))),
+        ]  # fmt: skip
+    return found
+
+
+def as_arguments(settings: dict) -> list[str]:
+    """Return settings of a YAML file as arguments, which stand above another YAML file's.
+
+    Args:
+        settings: Names and values.
+    """
+    values = {
+        name: json.dumps(value) if isinstance(value, dict) else str(value)
+        for name, value in settings.items()
+    }
+    return [part for name, value in values.items() for part in (f"--{name}", value)]
+
+
+def install(wheels: Path, site: Path) -> None:
+    """Unpack wheels into a folder of their own, once, without the network.
+
+    Args:
+        wheels: Folder with the wheels.
+        site: Where to.
+    """
+    if site.exists():
+        return
+    scratch = site.with_name(f"{site.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    files = sorted(map(str, wheels.glob("*.whl")))
+    if not files:
+        raise SystemExit(f"`--wheels` {wheels} holds no .whl file; name the folder that does.")
+    subprocess.run([*command, "--target", str(scratch), *files], check=True)
+    scratch.replace(site)
+
+
+def run(command: list[str], seconds: float, log: Path, environment: dict[str, str]) -> int | None:
+    """Run a command for so long at most; return its exit status, None if it was stopped.
+
+    Args:
+        command: Arguments of Python.
+        seconds: How long it may take.
+        log: File that its output is added to.
+        environment: Its environment.
+    """
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+        for stop in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                return process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, stop)  # the recipe's own children too
+                seconds = 10
+        process.wait()
+    return None
+
+
+def main() -> None:
+    """Work through the jobs until the time is up."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to put on the path")
+    parser.add_argument("--work", type=Path, default=Path("outputs/gpu"), help="kept between calls")
+    parser.add_argument("--results", type=Path, required=True, help="where results are copied to")
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--commit", help="commit of this tree, where no repository is")
+    parser.add_argument("--toy", action="store_true", help="toy size, generated data, CPU")
+    arguments = parser.parse_args()
+    deadline = time.monotonic() + 60 * arguments.minutes
+    work, kept = ROOT / arguments.work, ROOT / arguments.work / "results"
+    kept.mkdir(parents=True, exist_ok=True)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    datasets, data = DATASETS, arguments.data
+    if arguments.toy:
+        from recipes import toyshop
+        from recipes.data import write_data
+
+        datasets, data = ("toyshop",), work / "data"
+        write_data(toyshop.generate(num_users=150, num_items=72).data, data / "toyshop")
+        (work / "toy.yaml").write_text(yaml.safe_dump(TOY))
+    elif data is None:
+        raise SystemExit("`--data` is not given; name the folder that holds the data sets.")
+    # A process that Accelerate starts gets one thread where nothing is said; towers are fitted on
+    # the CPU.
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1"} | os.environ
+    environment["TTDS_RESULTS"] = str(kept)
+    if arguments.commit:
+        environment["TTDS_COMMIT"] = arguments.commit
+    if arguments.wheels:
+        install(arguments.wheels, work / "site")
+        environment["PYTHONPATH"] = str(work / "site")
+
+    left, failed = [], []
+    for name, command in jobs(datasets, data.resolve(), work, arguments.toy).items():
+        if (kept / f"{name}.json").exists():
+            print(f"{name}: done", flush=True)
+            continue
+        seconds = deadline - time.monotonic()
+        log = work / f"{name}.log"
+        status = run(command, seconds, log, environment) if seconds > 0 else None
+        if status is None:
+            left.append(name)
+        elif status:
+            failed.append(name)
+            print("\n".join(log.read_text("utf-8").splitlines()[-20:]))
+        said = {None: "left for the next call", 0: "done"}.get(status, f"failed, see {log}")
+        print(f"{name}: {said}", flush=True)
+        for file in kept.iterdir():
+            shutil.copy(file, arguments.results)
+    print(f"{len(left)} left, {len(failed)} failed" if left or failed else "Nothing is left.")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
