@@ -3,9 +3,9 @@
 python benchmarks/gpu.py --data DATA --wheels WHEELS --minutes 9 --results FOLDER --commit COMMIT
 
 DATA holds the three data sets, WHEELS what the machine lacks (trl, datasets, evaluate, dill,
-multiprocess); no network is used. Call it again until it says that nothing is left: a finished job is
-passed over, a training that was stopped goes on from its last checkpoint. All that has to stay from
-call to call lies in --work. Results are small files, to be put into benchmarks/results.
+multiprocess); no network is used. Call it again until it says that nothing is left: a finished job
+is passed over, a training that was stopped goes on from its last checkpoint. All that has to stay
+from call to call lies in --work. Results are small files, to be put into benchmarks/results.
 
 The same jobs at toy size on the CPU, with generated data:
 
@@ -28,14 +28,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 DATASETS = ("beauty", "toys", "sports")
-# Towers that learn on, codes that move, all tasks, token alignment.
-FULL = ROOT / "recipes" / "scientific" / "ablation" / "7-token-alignment.yaml"
 TOY = {
     "text_dim": 16, "collaborative_dim": 16, "num_levels": 3, "num_codes": 16, "code_dim": 8,
     "tower_epochs": 4, "vocab_size": 400, "hidden_size": 32, "num_layers": 1, "num_heads": 2,
     "max_history": 6, "num_beams": 20, "eval_users": 40, "num_train_epochs": 2,
     "per_device_train_batch_size": 32, "use_cpu": True, "bf16": True, "disable_tqdm": True,
     "tasks": {},
+}  # fmt: skip
+TOY_FULL = {
+    "tasks": {"next_user": 0.5, "query": 0.5}, "refresh_steps": 3, "freeze_at": 0.6,
+    "tower_weight": 1.0, "lm_gradient": 0.1, "soft_target_weight": 0.1, "contrast_weight": 0.05,
+    "entity_weight": 0.05,
 }  # fmt: skip
 
 
@@ -46,38 +49,22 @@ def jobs(datasets: tuple[str, ...], data: Path, work: Path, toy: bool) -> dict[s
         datasets: Names of data sets.
         data: Folder with a folder for each.
         work: Folder for what the jobs leave.
-        toy: Whether the settings are those of a toy.
+        toy: Whether the settings are those of a toy, which lie in `work`.
     """
     found = {}
     for dataset in datasets:
         common = ["--name", dataset, "--seed", "0", "--dataset_name", str(data / dataset)]
-        config = work / "toy.yaml" if toy else ROOT / "recipes" / dataset / "gpu.yaml"
-        ours = ["benchmarks/recipe.py", *common, "--config", str(config)]
+        configs = work if toy else Path("recipes", dataset)
         found[f"{dataset}-sasrec-full-cross-entropy-seed0"] = [
             "benchmarks/baseline.py", *common, "--method", "sasrec-full-cross-entropy",
             "--max_configurations", "1" if toy else "3",
         ]  # fmt: skip
-        found[f"{dataset}-ttds-static-gpu-seed0"] = [
-            *ours, "--variant", "static, GPU", "--output_dir", str(work / f"{dataset}-static"),
-        ]  # fmt: skip
-        found[f"{dataset}-ttds-full-gpu-seed0"] = [
-            *ours, "--variant", "full, GPU", "--output_dir", str(work / f"{dataset}-full"),
-            *as_arguments(yaml.safe_load(FULL.read_text("utf-8"))),
-        ]  # fmt: skip
+        for kind, config in (("static", "gpu.yaml"), ("full", "gpu-full.yaml")):
+            found[f"{dataset}-ttds-{kind}-gpu-seed0"] = [
+                "benchmarks/recipe.py", *common, "--config", str(configs / config),
+                "--variant", f"{kind}, GPU", "--output_dir", str(work / f"{dataset}-{kind}"),
+            ]  # fmt: skip
     return found
-
-
-def as_arguments(settings: dict) -> list[str]:
-    """Return settings of a YAML file as arguments, which stand above another YAML file's.
-
-    Args:
-        settings: Names and values.
-    """
-    values = {
-        name: json.dumps(value) if isinstance(value, dict) else str(value)
-        for name, value in settings.items()
-    }
-    return [part for name, value in values.items() for part in (f"--{name}", value)]
 
 
 def install(wheels: Path, site: Path) -> None:
@@ -145,7 +132,8 @@ def main() -> None:
 
         datasets, data = ("toyshop",), work / "data"
         write_data(toyshop.generate(num_users=150, num_items=72).data, data / "toyshop")
-        (work / "toy.yaml").write_text(yaml.safe_dump(TOY))
+        (work / "gpu.yaml").write_text(yaml.safe_dump(TOY))
+        (work / "gpu-full.yaml").write_text(yaml.safe_dump(TOY | TOY_FULL))
     elif data is None:
         raise SystemExit("`--data` is not given; name the folder that holds the data sets.")
     # A process that Accelerate starts gets one thread where nothing is said; towers are fitted on

@@ -23,10 +23,10 @@ METRICS = (
 SLICES = ("all", "later", "cold", "head", "tail")
 ORDER = (
     "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, generated only",
-    "TTDS, generated only (static, GPU)", "TTDS, generated only (full, GPU)", "gate without a language model", "counts + text",
-    "transition counts", "item-kNN", "EASE", "SASRec, full cross-entropy",
-    "TIGER, static text codes", "TIGER (cornac)", "RPG (cornac)", "SASRec (RecTools)",
-    "popularity", "perfect ranker",
+    "TTDS, generated only (static, GPU)", "TTDS, generated only (full, GPU)",
+    "gate without a language model", "counts + text", "transition counts", "item-kNN", "EASE",
+    "SASRec, full cross-entropy", "TIGER, static text codes", "TIGER (cornac)", "RPG (cornac)",
+    "SASRec (RecTools)", "popularity", "perfect ranker",
 )  # fmt: skip
 # HR@10 and NDCG@10 that were set before anything was measured.
 TARGETS = {
