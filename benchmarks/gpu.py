@@ -13,7 +13,7 @@ python benchmarks/gpu.py --toy --work outputs/gpu-toy --results outputs/gpu-toy/
 """
 
 import argparse
-import json
+import contextlib
 import os
 import shutil
 import signal
@@ -100,14 +100,16 @@ def run(command: list[str], seconds: float, log: Path, environment: dict[str, st
             [sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # also where this script is stopped itself
         for stop in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                return process.wait(seconds)
-            except subprocess.TimeoutExpired:
+            if process.poll() is None:
                 os.killpg(process.pid, stop)  # the recipe's own children too
-                seconds = 10
-        process.wait()
-    return None
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
 
 
 def main() -> None:
@@ -146,6 +148,7 @@ def main() -> None:
         install(arguments.wheels, work / "site")
         environment["PYTHONPATH"] = str(work / "site")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     left, failed = [], []
     for name, command in jobs(datasets, data.resolve(), work, arguments.toy).items():
         if (kept / f"{name}.json").exists():
