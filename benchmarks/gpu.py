@@ -2,10 +2,14 @@
 
 python benchmarks/gpu.py --data DATA --wheels WHEELS --minutes 9 --results FOLDER --commit COMMIT
 
-DATA holds the three data sets, WHEELS what the machine lacks (trl, datasets, evaluate, dill,
-multiprocess); no network is used. Call it again until it says that nothing is left: a finished job
-is passed over, a training that was stopped goes on from its last checkpoint. All that has to stay
-from call to call lies in --work. Results are small files, to be put into benchmarks/results.
+DATA holds the folders beauty, toys and sports. WHEELS holds what the machine lacks, fetched before:
+
+pip download --no-deps --only-binary :all: --python-version 3.12 --dest WHEELS trl datasets evaluate
+    "dill<0.4.2" "multiprocess<0.70.20"
+
+Call it again until it says that nothing is left: a finished job is passed over, a training that was
+stopped goes on from its last checkpoint. All that has to stay from call to call lies in --work.
+Results are small files, to be put into benchmarks/results. COMMIT is `git rev-parse --short HEAD`.
 
 The same jobs at toy size on the CPU, with generated data:
 

@@ -130,7 +130,7 @@ def test_ours_is_compared_with_the_baseline_best_on_validation(split, results):
     for name in ("all", "cold", "head", "tail"):
         theirs = hits["HR@10" if name == "all" else f"{name}_HR@10"]
         assert groups[name]["HR@10"]["difference"] == pytest.approx((1 - theirs) / 2)
-        assert groups[name]["HR@10"]["share_at_most_0"] == 0
+        assert groups[name]["HR@10"]["share_at_most_0"] < 0.01
     assert (
         found["against"]["gate without a language model"]["slices"]["all"]["HR@10"]["relative"]
         is None
