@@ -8,7 +8,6 @@ python benchmarks/recipe.py --name scientific --seed 0 --config recipes/scientif
 import argparse
 import gzip
 import json
-import re
 import resource
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import RESULTS, write_result  # noqa: E402
+from benchmarks.result import RESULTS, slug, write_result  # noqa: E402
 
 LARGEST_RUN_FILE = 3_000_000
 
@@ -41,7 +40,6 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     metrics = json.loads((output / "metrics.json").read_text())
     for method, test in metrics["test"].items():
-        slug = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
         content = {
             "dataset": arguments.name,
             "method": method,
@@ -52,9 +50,8 @@ def main() -> None:
             "validation": metrics["validation"].get(method),
             "test": test,
         }
-        write_result(
-            f"{arguments.name}-{slug}-seed{arguments.seed}", arguments.seed, seconds, content
-        )
+        name = f"{arguments.name}-{slug(method)}-seed{arguments.seed}"
+        write_result(name, arguments.seed, seconds, content)
     run = gzip.compress((output / "run.jsonl").read_bytes(), mtime=0)
     if len(run) < LARGEST_RUN_FILE and arguments.name == "toyshop":
         (RESULTS / f"{arguments.name}-ttds-seed{arguments.seed}.run.jsonl.gz").write_bytes(run)

@@ -1,9 +1,13 @@
 """One JSON per measured result, with all that is needed to make it again."""
 
+import gzip
+import json
 import platform
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +19,11 @@ RESULTS = Path(__file__).parent / "results"
 COMMIT = subprocess.run(
     ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
 ).stdout.strip()
+
+
+def slug(method: str) -> str:
+    """Return a method's name as file names carry it."""
+    return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
 
 
 def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
@@ -38,3 +47,17 @@ def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / f"{name}.json", result | content)
+
+
+def write_run(name: str, lists: Sequence[Sequence[int]]) -> None:
+    """Write the test lists of a result beside it, as `benchmarks/results/NAME.run.json.gz`.
+
+    Args:
+        name: Name of the result.
+        lists: Item rows per user with a target.
+    """
+    file = RESULTS / f"{name}.run.json.gz"
+    scratch = file.with_suffix(".tmp")
+    content = json.dumps([[int(row) for row in rows] for rows in lists], separators=(",", ":"))
+    scratch.write_bytes(gzip.compress(content.encode(), mtime=0))
+    scratch.replace(file)
