@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 
-from benchmarks.result import RESULTS, slug, write_result, write_run  # noqa: E402
+from benchmarks.result import RESULTS, result_name, slug, write_result, write_run  # noqa: E402
 from recipes import baselines  # noqa: E402
 from recipes.data import Split, read_data, split_data  # noqa: E402
 from recipes.embeddings import read_text_embeddings  # noqa: E402
@@ -46,8 +46,8 @@ def grid(**values: tuple) -> list[dict]:
 GRIDS = {
     "popularity": [{}],
     "transition counts": grid(reverse=(0.25, 0.5, 1.0), decay=(0.35, 0.5, 0.65, 0.8)),
-    TEXT: grid(decay=(0.5, 0.65), temperature=(0.05, 0.07), weight=(0.1, 0.3, 1.0)),
-    "item-kNN": grid(power=(0.3, 0.4, 0.5), decay=(0.5, 0.65, 0.8, 1.0)),
+    TEXT: grid(decay=(0.5, 0.65), temperature=(0.03, 0.05, 0.07), weight=(0.1, 0.3)),
+    "item-kNN": grid(power=(0.1, 0.2, 0.3, 0.5), decay=(0.65, 0.8, 1.0)),
     "EASE": grid(l2=(10.0, 50.0, 200.0, 1000.0), decay=(0.5, 0.8, 1.0)),
     SASREC: grid(hidden_size=(64, 128), num_layers=(2, 1), dropout=(0.5, 0.35, 0.2)),
 }
@@ -83,12 +83,11 @@ def fit(
 def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
     """Tune and evaluate one method, and write its result."""
     begun = time.perf_counter()
-    dataset = arguments.name + ("-shuffled" if arguments.tie_break == "shuffled" else "")
-    name = f"{dataset}-{slug(method)}-seed{arguments.seed}"
+    name = result_name(arguments.name, arguments.tie_break, method, arguments.seed)
     configs = GRIDS[method][: arguments.max_configurations]
     tuning = {"configurations": len(configs), "validation NDCG@10": []}
     if method == SASREC and arguments.seed:
-        tuned = RESULTS / f"{dataset}-{slug(method)}-seed0.json"
+        tuned = RESULTS / f"{result_name(arguments.name, arguments.tie_break, method, 0)}.json"
         if not tuned.exists():
             raise FileNotFoundError(
                 f"`--seed` {arguments.seed} takes the settings of {tuned}; run seed 0 first."

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import RESULTS, slug, write_result  # noqa: E402
+from benchmarks.result import RESULTS, result_name, write_result  # noqa: E402
 
 LARGEST_RUN_FILE = 3_000_000
 
@@ -50,7 +50,8 @@ def main() -> None:
             "validation": metrics["validation"].get(method),
             "test": test,
         }
-        name = f"{arguments.name}-{slug(method)}-seed{arguments.seed}"
+        order = metrics["options"]["tie_break"]
+        name = result_name(arguments.name, order, method, arguments.seed)
         write_result(name, arguments.seed, seconds, content)
     run = gzip.compress((output / "run.jsonl").read_bytes(), mtime=0)
     if len(run) < LARGEST_RUN_FILE and arguments.name == "toyshop":
