@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from recipes.baselines import CHUNK, rank
 from recipes.data import Split
 
-POOL = 16  # batches that are sorted by length together
+POOL = 16  # batches whose histories are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,12 @@ def rank_sasrec(model: SASRec, split: Split, which: str, top_k: int) -> np.ndarr
 def _scores(model: SASRec, split: Split, which: str, users: np.ndarray) -> Tensor:
     """Return the scores of the whole catalogue on the CPU, (num_users, num_items)."""
     histories = [split.history(user, which)[-model.settings.max_history :] for user in users]
-    items, lengths = _padded(histories, model.items.weight.device)
-    last = torch.arange(len(items), device=items.device), lengths - 1
-    return model.logits(model(items)[last]).cpu()
+    order = np.argsort([len(history) for history in histories])
+    known = []
+    for part in np.array_split(order, min(POOL, len(order))):  # little is padding
+        items, lengths = _padded([histories[i] for i in part], model.items.weight.device)
+        known.append(model(items)[torch.arange(len(part), device=items.device), lengths - 1])
+    return model.logits(torch.cat(known)[np.argsort(order)]).cpu()
 
 
 def _validation_ndcg(model: SASRec, split: Split) -> float:
