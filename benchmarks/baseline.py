@@ -49,7 +49,7 @@ GRIDS = {
     TEXT: grid(decay=(0.5, 0.65), temperature=(0.03, 0.05, 0.07), weight=(0.1, 0.3)),
     "item-kNN": grid(power=(0.0, 0.1, 0.3, 0.5), decay=(0.65, 0.8, 1.0)),
     "EASE": grid(l2=(10.0, 50.0, 200.0, 1000.0), decay=(0.5, 0.8, 1.0)),
-    SASREC: grid(hidden_size=(64, 128), num_layers=(2, 1), dropout=(0.5, 0.2)),
+    SASREC: grid(num_layers=(2, 1), hidden_size=(64, 128), dropout=(0.5, 0.2)),
 }
 FUNCTIONS = {
     "popularity": baselines.popularity,
