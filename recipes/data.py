@@ -86,7 +86,7 @@ class Data:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a split equals itself, so that results can be cached by it
 class Split:
     """Leave-one-out: a user's last item is the test target, the one before the validation target.
 

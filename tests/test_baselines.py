@@ -49,6 +49,53 @@ def test_item_knn_finds_the_item_with_the_same_buyers():
     assert set(baselines.item_knn(split, "test", 2)[0]) == {1, 3}
 
 
+def test_ease_weights_equal_the_definition(split):
+    touched = np.zeros((len(split.training), split.num_items))
+    for user, history in enumerate(split.training):
+        touched[user, history] = 1
+    inverse = np.linalg.inv(touched.T @ touched + 30 * np.eye(split.num_items))
+    expected = np.eye(split.num_items) - inverse / inverse.diagonal()
+    found = baselines.ease_weights(split, 30)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (found.diagonal() == 0).all()
+    user = split.users("test")[3]
+    history = split.history(user, "test")
+    scores = sum(0.5**back * expected[item] for back, item in enumerate(history[::-1]))
+    scores[history] = -np.inf
+    lists = baselines.ease(split, "test", 5, l2=30, decay=0.5)
+    np.testing.assert_allclose(scores[lists[3]], np.sort(scores)[::-1][:5], atol=1e-5)
+
+
+def test_ease_weights_over_several_blocks(split, monkeypatch):
+    whole = baselines.ease_weights.__wrapped__(split, 30)
+    monkeypatch.setattr(baselines, "CHUNK", 17)
+    np.testing.assert_array_equal(baselines.ease_weights.__wrapped__(split, 30), whole)
+
+
+def test_rank_puts_the_first_of_equal_scores_first(split):
+    values = np.random.default_rng(0).integers(0, 4, split.num_items).astype(float)
+    lists = baselines.rank(split, "test", 20, lambda users: np.tile(values, (len(users), 1)))
+    for user, found in zip(split.users("test"), lists, strict=True):
+        scores = values.copy()
+        scores[split.history(user, "test")] = -np.inf
+        assert found.tolist() == np.argsort(-scores, kind="stable")[:20].tolist()
+
+
+def test_counts_and_text_without_text_are_the_counts(split):
+    text = np.random.default_rng(0).normal(size=(split.num_items, 8)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    settings = {"decay": 0.7, "reverse": 1.0}
+    counts = baselines.transitions(split, "test", 10, **settings)
+    both = baselines.counts_and_text(split, "test", 10, text, weight=0.0, **settings)
+    np.testing.assert_array_equal(both, counts)
+    # At a high weight, what is nearest to the history's text comes first.
+    near = baselines.counts_and_text(split, "test", 1, text, weight=1e6, temperature=0.05)
+    history = split.history(split.users("test")[0], "test")
+    likeness = text @ sum(0.6**back * text[item] for back, item in enumerate(history[::-1]))
+    likeness[history] = -np.inf
+    assert near[0, 0] == likeness.argmax()
+
+
 @pytest.mark.skipif(not (SHARED / "data").exists(), reason="../shared/data is not here")
 def test_counts_on_scientific_as_measured_elsewhere():
     split = split_data(read_data(str(SHARED / "data" / "scientific")))

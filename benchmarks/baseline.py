@@ -1,0 +1,141 @@
+"""Tune a baseline on validation, evaluate what came out best, and keep one JSON of it.
+
+python benchmarks/baseline.py --name scientific --dataset_name FOLDER --method ease
+python benchmarks/baseline.py --name scientific --dataset_name FOLDER --method all
+python benchmarks/baseline.py --name toys --dataset_name FOLDER
+    --method sasrec-full-cross-entropy --max_configurations 3
+
+Every method has the same budget of at most twelve configurations; the JSON holds what each scored.
+Of SASRec, seed 0 tunes and other seeds take what it chose; `all` is all others.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+
+from benchmarks.result import RESULTS, result_name, slug, write_result, write_run  # noqa: E402
+from recipes import baselines  # noqa: E402
+from recipes.data import Split, read_data, split_data  # noqa: E402
+from recipes.embeddings import read_text_embeddings  # noqa: E402
+from recipes.metrics import evaluate_run  # noqa: E402
+from recipes.sasrec import SASRecSettings, fit_sasrec, rank_sasrec  # noqa: E402
+
+TOP_K = 20
+TEXT, SASREC = "counts + text", "SASRec, full cross-entropy"
+
+
+def grid(**values: tuple) -> list[dict]:
+    """Return all combinations, the last value changing fastest."""
+    return [
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+    ]
+
+
+# The first of SASRec's configurations are those for data on which all would take hours.
+GRIDS = {
+    "popularity": [{}],
+    "transition counts": grid(reverse=(0.25, 0.5, 1.0), decay=(0.35, 0.5, 0.65, 0.8)),
+    TEXT: grid(decay=(0.5, 0.65), temperature=(0.03, 0.05, 0.07), weight=(0.1, 0.3)),
+    "item-kNN": grid(power=(0.0, 0.1, 0.3, 0.5), decay=(0.65, 0.8, 1.0)),
+    "EASE": grid(l2=(10.0, 50.0, 200.0, 1000.0), decay=(0.5, 0.8, 1.0)),
+    SASREC: grid(num_layers=(2, 1), hidden_size=(64, 128), dropout=(0.5, 0.2)),
+}
+FUNCTIONS = {
+    "popularity": baselines.popularity,
+    "transition counts": baselines.transitions,
+    TEXT: baselines.counts_and_text,
+    "item-kNN": baselines.item_knn,
+    "EASE": baselines.ease,
+}
+
+
+def fit(
+    split: Split, method: str, config: dict, seed: int, folder: Path
+) -> Callable[[str, int], np.ndarray]:
+    """Return the function from `"validation"` or `"test"` and a length to ranked lists.
+
+    Args:
+        split: The split.
+        method: Name of the method.
+        config: Its settings.
+        seed: Seed of what is random.
+        folder: The data set, for its text embeddings.
+    """
+    if method == SASREC:
+        return partial(rank_sasrec, fit_sasrec(split, SASRecSettings(**config), seed), split)
+    if method == TEXT:
+        text = read_text_embeddings(folder / "text_embeddings.safetensors", split.num_items)
+        config = config | {"text": text.numpy()}
+    return partial(FUNCTIONS[method], split, **config)
+
+
+def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
+    """Tune and evaluate one method, and write its result."""
+    begun = time.perf_counter()
+    name = result_name(arguments.name, arguments.tie_break, method, arguments.seed)
+    configs = GRIDS[method][: arguments.max_configurations]
+    tuning = {"configurations": len(configs), "validation NDCG@10": []}
+    if method == SASREC and arguments.seed:
+        tuned = RESULTS / f"{result_name(arguments.name, arguments.tie_break, method, 0)}.json"
+        if not tuned.exists():
+            raise FileNotFoundError(
+                f"`--seed` {arguments.seed} takes the settings of {tuned}; run seed 0 first."
+            )
+        configs = [json.loads(tuned.read_text("utf-8"))["config"]]
+        tuning = {"configurations": 0, "settings of": tuned.name, "validation NDCG@10": []}
+    best = None
+    for config in configs:
+        ranker = fit(split, method, config, arguments.seed, Path(arguments.dataset_name))
+        lists = ranker("validation", TOP_K).tolist()
+        validation = evaluate_run(split, "validation", lists)
+        score = validation["NDCG@10"]
+        tuning["validation NDCG@10"].append(config | {"NDCG@10": score})
+        print(f"{name} {config}: validation NDCG@10 {score:.4f}", flush=True)
+        if best is None or score > best[1]["NDCG@10"]:
+            best = config, validation, ranker
+    config, validation, ranker = best
+    lists = ranker("test", TOP_K).tolist()
+    content = {
+        "dataset": arguments.name,
+        "method": method,
+        "tie_break": arguments.tie_break,
+        "config": config,
+        "tuning": tuning,
+        "data_sha256": split.data.sha256,
+        "validation": validation,
+        "test": evaluate_run(split, "test", lists),
+    }
+    write_result(name, arguments.seed, time.perf_counter() - begun, content)
+    write_run(name, lists)
+
+
+def main() -> None:
+    """Measure the method asked for, or all that have no seed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", required=True, help="name of the data set in the results")
+    parser.add_argument("--dataset_name", required=True, help="its folder")
+    methods = {slug(method): method for method in GRIDS}
+    parser.add_argument("--method", required=True, choices=[*methods, "all"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tie_break", choices=("published", "shuffled"), default="published")
+    parser.add_argument("--max_configurations", type=int, help="take the first so many")
+    arguments = parser.parse_args()
+    data = read_data(arguments.dataset_name, tie_break=arguments.tie_break, seed=arguments.seed)
+    split = split_data(data)
+    for method in FUNCTIONS if arguments.method == "all" else [methods[arguments.method]]:
+        measure(arguments, split, method)
+
+
+if __name__ == "__main__":
+    main()
