@@ -55,7 +55,44 @@ class Peer:
     configs: list[dict]
 
 
-PEERS = {}
+SMALL_T5 = {
+    "tokenizer": "rkmeans", "d_model": 64, "d_ff": 256, "num_heads": 4, "d_kv": 16,
+    "num_enc_layers": 2, "num_dec_layers": 2, "dropout": 0.2, "max_len": 10, "n_epochs": 40,
+    "batch_size": 128, "weight_decay": 0.035, "lr_schedule": "cosine", "warmup_steps": 300,
+    "model_selection": "best", "val_eval_every": 8, "val_sample": 500, "n_beams": 30,
+    "device": "cpu",
+}  # fmt: skip
+SMALL_GPT = {
+    "pca_dim": 128, "d_model": 128, "n_inner": 512, "max_len": 20, "temperature": 0.03,
+    "learning_rate": 0.003, "batch_size": 64, "n_epochs": 60, "lr_schedule": "cosine",
+    "warmup_steps": 200, "model_selection": "best", "val_eval_every": 4,
+    "early_stopping_patience": 4, "val_sample": None, "scoring": "exact", "device": "cpu",
+}  # fmt: skip
+SASREC = {
+    "n_blocks": 2, "n_heads": 4, "session_max_len": 20, "lr": 0.001, "batch_size": 128,
+    "epochs": 200,
+}  # fmt: skip
+PEERS = {
+    "tiger": Peer(
+        "TIGER (cornac)",
+        "cornac",
+        [
+            SMALL_T5 | {"rqvae_codebook_size": 256, "learning_rate": 0.002},
+            SMALL_T5 | {"rqvae_codebook_size": 64, "learning_rate": 0.002},
+        ],
+    ),
+    "rpg": Peer(
+        "RPG (cornac)", "cornac", [SMALL_GPT | {"n_codebook": 16}, SMALL_GPT | {"n_codebook": 32}]
+    ),
+    "sasrec": Peer(
+        "SASRec (RecTools)",
+        "rectools",
+        [
+            SASREC | {"n_factors": 128, "dropout_rate": 0.5},
+            SASREC | {"n_factors": 128, "dropout_rate": 0.2},
+        ],
+    ),
+}
 
 
 def environment(package: str) -> Path:
