@@ -81,16 +81,9 @@ PEERS = {
             SMALL_T5 | {"rqvae_codebook_size": 64, "learning_rate": 0.002},
         ],
     ),
-    "rpg": Peer(
-        "RPG (cornac)", "cornac", [SMALL_GPT | {"n_codebook": 16}, SMALL_GPT | {"n_codebook": 32}]
-    ),
+    "rpg": Peer("RPG (cornac)", "cornac", [SMALL_GPT | {"n_codebook": 16}]),
     "sasrec": Peer(
-        "SASRec (RecTools)",
-        "rectools",
-        [
-            SASREC | {"n_factors": 128, "dropout_rate": 0.5},
-            SASREC | {"n_factors": 128, "dropout_rate": 0.2},
-        ],
+        "SASRec (RecTools)", "rectools", [SASREC | {"n_factors": 128, "dropout_rate": 0.5}]
     ),
 }
 
