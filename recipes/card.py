@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from recipes.data import Data
 
 GENERATED_DATA = "toyshop"
+NEEDS = '"transformers>=5.20,<6" torch safetensors'
 JOINED, GENERATED = "TTDS", "TTDS, generated only"
 COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10")
 CITATION = """\
@@ -170,6 +171,8 @@ def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
 
 def _use(model_id: str) -> str:
     return f'''\
+`pip install {NEEDS}` is all it needs; `device_map` takes `accelerate` too.
+
 ```python
 from transformers import AutoModel, pipeline
 

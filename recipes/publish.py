@@ -51,6 +51,11 @@ def main() -> None:
             return
         for destination, parcel in parcels:
             print(f"Published: {destination.send(parcel)}")
+        if arguments.space and arguments.private:
+            print(
+                f"{arguments.space} cannot read the private model yet: in the Space's settings, "
+                f"add a secret HF_TOKEN, a token that may read {arguments.repo_id}."
+            )
     except hub.PublishError as error:
         raise SystemExit(str(error)) from None
 

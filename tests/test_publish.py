@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -336,6 +337,23 @@ def test_space_holds_the_page_and_names_the_model(folder, server, publish, tmp_p
     assert {"torch", "transformers", "safetensors", "gradio"} <= names and "trl" not in names
 
 
+def test_space_that_broke_is_completed_and_a_private_one_is_told_of_its_token(
+    folder, server, publish
+):
+    server.fail("POST", "/api/spaces/.*/commit/", 500)
+    assert "org/demo was not published" in publish(folder, "--space", "org/demo", ok=False)
+    assert not published(server, "space", "org/demo")
+    assert "HF_TOKEN" not in publish(folder, "--space", "org/demo")
+    assert set(published(server, "space", "org/demo")) == {
+        "app.py",
+        "requirements.txt",
+        "README.md",
+    }
+    assert [len(repo.commits) for repo in server.repos.values()] == [2, 2]
+    printed = publish(folder, "--space", "org/hidden", "--private", repo_id="org/secret")
+    assert "add a secret HF_TOKEN, a token that may read org/secret" in printed
+
+
 # The card
 
 
@@ -352,6 +370,9 @@ def test_card_reports_what_was_measured_and_nothing_else(folder):
         assert re.search(rf"^\| {re.escape(name)} \| {row['HR@5']:.4f} \|", text, re.M)
     measured = {f"{v:.4f}" for row in metrics["test"].values() for v in row.values()}
     assert set(re.findall(r"\b0\.\d{4}\b", text)) <= measured
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (transformers,) = (line for line in project["dependencies"] if line.startswith("transformers"))
+    assert f'pip install "{transformers}" torch safetensors' in text
     assert "2409.09253" in text and "org/name" in text and metrics["hardware"] in text
     assert not re.search(r"\btrl\b|fine-tuned version|None|nan", text, re.I)
 
