@@ -338,7 +338,7 @@ def test_a_visitor_adds_an_item(visit):
     assert "<item_0_" in card.inner_text()
     page.get_by_role("button", name="Start from them").click()
     page.wait_for_function("document.querySelectorAll('#history .chip').length == 3")
-    page.wait_for_function("document.querySelector('#history').getBoundingClientRect().top >= 0")
+    page.wait_for_function("document.querySelector('#history').getBoundingClientRect().top > -50")
     card.click()
     page.locator("#history .chip").nth(3).wait_for()
     check_layout(page, 390)
