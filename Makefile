@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quality tables
+.PHONY: help demo test floors quality tables
 
 help:            ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -21,6 +21,15 @@ demo: .venv/installed   ## train on the generated data set, print the table
 
 test: .venv/installed   ## run the tests
 	$(BIN)/python -m pytest -q
+
+# Pip takes newest versions only; uv takes lowest. It keeps the torch that is there.
+floors:          ## run the tests on the lowest versions that pyproject.toml names, torch aside
+	rm -rf .venv-floors
+	$(PYTHON) -m venv .venv-floors
+	.venv-floors/bin/pip install -q "$(TORCH)" uv
+	.venv-floors/bin/uv pip install -q --python .venv-floors/bin/python \
+		--resolution lowest-direct -e ".[dev]"
+	.venv-floors/bin/python -m pytest -q
 
 quality: .venv/installed   ## lint and formatting
 	$(BIN)/ruff check .

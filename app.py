@@ -235,6 +235,8 @@ class Shop:
 CLICKS = """element.addEventListener('click', event => {
   const button = event.target.closest('[data-act]');
   if (button) trigger('click', {act: button.dataset.act, value: button.dataset.value});
+  // What a click at the foot of the page changes stands at its head.
+  if (button && element.closest('#new')) document.getElementById('history').scrollIntoView();
 });"""
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important;
@@ -301,11 +303,12 @@ def _start(name: str, history: list[str]) -> str:
 
 def _card(item: dict, mark: str = "+", score: str = "", more: str = "") -> str:
     about = " · ".join(escape(item[name]) for name in ("brand", "categories") if item[name])
+    about = f'<span class="soft">{about}</span><br>' if about else ""
     return (
         f'<button class="card" data-act="add" data-value="{escape(item["item_id"])}"><span class='
         f'"soft">{mark}</span><b>{escape(item["title"])}</b><span class="score">'
         f'{score}</span><span class="more">'
-        f'<span class="soft">{about}</span><br><span class="codes" style="--code:'
+        f'{about}<span class="codes" style="--code:'
         f'{item["codes"][0]}">{escape(item["code_tokens"])}</span>{more}</span></button>'
     )
 

@@ -59,9 +59,7 @@ class TTDSCatalogueMixin:
     def tokenizer(self) -> TTDSTokenizer:
         """The tokenizer beside the model, loaded from its folder or repository on first need."""
         if self._tokenizer is None:
-            self.tokenizer = TTDSTokenizer.from_pretrained(
-                self.name_or_path, revision=self._revision
-            )
+            self.tokenizer = TTDSTokenizer.from_pretrained(self.name_or_path, **self._origin)
         return self._tokenizer
 
     @tokenizer.setter

@@ -89,7 +89,7 @@ class TTDSForCausalLM(
             self.set_gate(
                 TTDSMemory(config.num_items, config.memory_pairs), TTDSGate(len(FEATURES))
             )
-        self._catalogue, self.row_of, self._tokenizer, self._revision = [], {}, None, None
+        self._catalogue, self.row_of, self._tokenizer, self._origin = [], {}, None, {}
         n = config.num_items
         self.register_buffer("item_codes", torch.zeros(n, tower.num_levels, dtype=torch.long))
         self.register_buffer("item_text", torch.zeros(n, tower.text_dim))
@@ -476,7 +476,7 @@ class TTDSForCausalLM(
             _raise_exceptions_for_missing_entries=False,
             **hub,
         )
-        model._revision = hub.get("revision")
+        model._origin = hub
         if file is not None:
             model.read_catalogue(file)
         return loaded

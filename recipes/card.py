@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from recipes.data import Data
 
 GENERATED_DATA = "toyshop"
+NEEDS = '"transformers>=5.20,<6" torch safetensors'
 JOINED, GENERATED = "TTDS", "TTDS, generated only"
 COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10")
 CITATION = """\
@@ -89,6 +90,16 @@ def data_facts(name: str | None, data: "Data") -> dict[str, Any]:
     }
 
 
+def is_generated(metrics: dict[str, Any]) -> bool:
+    """Return whether a model was made of the generated data, not of a folder of the same name.
+
+    Args:
+        metrics: As of `card`.
+    """
+    named = metrics.get("options", {}).get("dataset_name")
+    return metrics.get("dataset") == GENERATED_DATA and named is None
+
+
 def shown_name(name: str) -> str:
     """Return a Hub id as it is, and a folder by its own name, which has no slash.
 
@@ -125,7 +136,7 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str) -> ModelCardDa
         if metric in row
     ]
     # What is made of somebody else's data or weights is not ours to license.
-    ours = name == GENERATED_DATA and backbone is None
+    ours = is_generated(metrics) and backbone is None
     return ModelCardData(
         model_name=model_id.rstrip("/").split("/")[-1],
         license="apache-2.0" if ours else None,
@@ -160,6 +171,8 @@ def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
 
 def _use(model_id: str) -> str:
     return f'''\
+`pip install {NEEDS}` is all it needs; `device_map` takes `accelerate` too.
+
 ```python
 from transformers import AutoModel, pipeline
 
@@ -188,7 +201,7 @@ def _data(metrics: dict[str, Any]) -> str:
         counts = (
             f" {data['users']} users, {data['items']} items, {data['interactions']} interactions."
         )
-    if name == GENERATED_DATA:
+    if is_generated(metrics):
         text = (
             f"`{name}`, a generated shop.{counts} No real person and no real sale is in it. "
             "Licence: Apache-2.0, as of the code that generates it."

@@ -46,6 +46,7 @@ class TTDSArguments:
         entity_weight: Weight of the token alignment per entity.
         gate: Whether to fit a memory and a gate after tuning.
         memory_min_count: Least number of users behind a pair of items the memory keeps.
+        allow_rare_pairs: Whether `push_to_hub` may send pairs behind which a single user stands.
         num_beams: Prefixes kept per level at evaluation.
         eval_users: How many users the validation while tuning looks at.
         overwrite_output_dir: Replace what an earlier run left in `output_dir`.
@@ -90,6 +91,7 @@ class TTDSArguments:
     entity_weight: float = 0.0
     gate: bool = True
     memory_min_count: int = 1
+    allow_rare_pairs: bool = False
     num_beams: int = 50
     eval_users: int = 1000
     overwrite_output_dir: bool = False

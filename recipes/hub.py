@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from recipes.card import GENERATED_DATA, card
+from recipes.card import card, is_generated
 
 ROOT = Path(__file__).resolve().parents[1]
 # All that may leave: checkpoints, optimizer states, pickles and whatever else lies there stay.
@@ -172,22 +172,26 @@ class Destination:
         return f"{type(error).__name__}: {error}"
 
 
-def take_over_push(training: Any) -> Destination | None:
+def take_over_push(training: Any, options: Any) -> Destination | None:
     """Take pushing away from the trainer, which would push at every checkpoint all it saves.
 
     Args:
         training: The run's `SFTConfig`; its `push_to_hub` and `hub_token` are cleared.
+        options: The run's `TTDSArguments`.
 
     Returns:
         Where to publish at the end of the run, or None.
 
     Raises:
-        PublishError: No `hub_model_id`, or the Hub does not know us.
+        PublishError: No `hub_model_id`, a memory that would be refused at the end, or the Hub does
+            not know us.
     """
     if not training.push_to_hub:
         return None
     if training.hub_model_id is None:
         raise PublishError("`push_to_hub` needs `hub_model_id`; pass --hub_model_id OWNER/NAME.")
+    if options.gate and options.dataset_name is not None and not options.allow_rare_pairs:
+        check_memory(options.memory_min_count)
     destination = Destination(
         training.hub_model_id, private=training.hub_private_repo, token=training.hub_token
     )
@@ -196,7 +200,12 @@ def take_over_push(training: Any) -> Destination | None:
     return destination
 
 
-def model_files(folder: str | Path, model_id: str, include_user_index: bool = False) -> Files:
+def model_files(
+    folder: str | Path,
+    model_id: str,
+    include_user_index: bool = False,
+    allow_rare_pairs: bool = False,
+) -> Files:
     """Return what of a model folder may be published; sources are files or ready content.
 
     User ids, histories and training rows stay. Local paths in config.json and metrics.json are
@@ -206,9 +215,11 @@ def model_files(folder: str | Path, model_id: str, include_user_index: bool = Fa
         folder: What `recipes/sft.py` wrote.
         model_id: What the card tells a reader to load.
         include_user_index: Send `run.jsonl` too, the recommended lists by user id.
+        allow_rare_pairs: Send a memory of pairs of items behind which a single user stands.
 
     Raises:
-        PublishError: The folder is no whole model; the message says what is missing.
+        PublishError: The folder is no whole model, or its memory may tell of single users; the
+            message says what to do.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -223,6 +234,11 @@ def model_files(folder: str | Path, model_id: str, include_user_index: bool = Fa
         if file.is_file() and any(fnmatch(file.name, pattern) for pattern in allowed)
     }
     _check_whole(folder, files, config, include_user_index)
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    # Metrics that `recipes/evaluate.py` alone wrote tell nothing of the memory.
+    least = metrics.get("options", {}).get("memory_min_count", 1)
+    if config["has_gate"] and not (allow_rare_pairs or is_generated(metrics)):
+        check_memory(least)
     metrics = public_json(folder / "metrics.json")
     files["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
     files["metrics.json"] = json.dumps(metrics, indent=2).encode() + b"\n"
@@ -231,6 +247,23 @@ def model_files(folder: str | Path, model_id: str, include_user_index: bool = Fa
     except ValueError as error:
         raise PublishError(f"{folder}: {error}") from None
     return files
+
+
+def check_memory(min_count: int) -> None:
+    """Refuse to show others a memory of pairs of items behind which a single user stands.
+
+    Args:
+        min_count: Least number of users behind a pair, as the memory was built.
+
+    Raises:
+        PublishError: One user is enough.
+    """
+    if min_count < 2:
+        raise PublishError(
+            f"`memory_min_count` is {min_count}: the memory holds pairs of items that a single "
+            "user chose, which may tell who it was. Train with --memory_min_count 5, or pass "
+            "--allow_rare_pairs where everybody may know them."
+        )
 
 
 def _check_whole(
@@ -296,17 +329,6 @@ def write_card(folder: str | Path, model_id: str) -> None:
     scratch = folder / "README.tmp"
     scratch.write_text(card(model_id, *content), "utf-8")
     scratch.replace(folder / CARD)
-
-
-def single_user_pairs(files: Files) -> bool:
-    """Return whether the memory of real data keeps pairs of items behind which one user stands.
-
-    Args:
-        files: As of `model_files`.
-    """
-    metrics, config = json.loads(files["metrics.json"]), json.loads(files["config.json"])
-    least = metrics.get("options", {}).get("memory_min_count", 1)
-    return config["has_gate"] and least < 2 and metrics.get("dataset") != GENERATED_DATA
 
 
 def space_files(model_repo_id: str) -> Files:

@@ -24,11 +24,21 @@ def main() -> None:
     parser.add_argument(
         "--include_user_index", action="store_true", help="send run.jsonl, which holds user ids"
     )
+    parser.add_argument(
+        "--allow_rare_pairs",
+        action="store_true",
+        help="send a memory of pairs of items behind which a single user stands",
+    )
     arguments = parser.parse_args()
     private = arguments.private or None
     try:
         model = hub.Destination(arguments.repo_id, private=private)
-        files = hub.model_files(arguments.folder, arguments.repo_id, arguments.include_user_index)
+        files = hub.model_files(
+            arguments.folder,
+            arguments.repo_id,
+            arguments.include_user_index,
+            arguments.allow_rare_pairs,
+        )
         parcels = [(model, files)]
         if arguments.space:
             variables = {"TTDS_MODEL": arguments.repo_id}
@@ -36,16 +46,16 @@ def main() -> None:
             parcels.append((space, hub.space_files(arguments.repo_id)))
         for destination, parcel in parcels:
             print(hub.listing(destination, parcel))
-        if hub.single_user_pairs(files):
-            print(
-                "Note: the model's memory keeps pairs of items that a single user had in common. "
-                "Where that is too much, train with --memory_min_count 5."
-            )
         if arguments.dry_run:
             print("Nothing was sent.")
             return
         for destination, parcel in parcels:
             print(f"Published: {destination.send(parcel)}")
+        if arguments.space and arguments.private:
+            print(
+                f"{arguments.space} cannot read the private model yet: in the Space's settings, "
+                f"add a secret HF_TOKEN, a token that may read {arguments.repo_id}."
+            )
     except hub.PublishError as error:
         raise SystemExit(str(error)) from None
 

@@ -50,7 +50,7 @@ def main(
         training: How it is tuned.
         model_config: The backbone, if one is given.
     """
-    destination = hub.take_over_push(training)
+    destination = hub.take_over_push(training, options)
     check_output(options, training)
     set_seed(training.seed)
     begun = time.perf_counter()
@@ -141,7 +141,10 @@ def main(
     print(f'    model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)')
     print(f'    model.recommend([["{data.catalogue.item_ids[0]}"]], top_k=5)')
     if destination:
-        print(f"Published: {destination.send(hub.model_files(folder, destination.repo_id))}")
+        files = hub.model_files(
+            folder, destination.repo_id, allow_rare_pairs=options.allow_rare_pairs
+        )
+        print(f"Published: {destination.send(files)}")
     trainer.end()
 
 

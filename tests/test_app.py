@@ -16,7 +16,12 @@ from gradio_client.exceptions import AppError
 
 import app
 from modeling_ttds.memory_ttds import FEATURES, TTDSGate
+from recipes.building import build_model, build_tokenizer
+from recipes.config import TTDSArguments
+from recipes.data import split_data
+from recipes.examples import UserStates
 from recipes.gate import build_memory
+from recipes.toyshop import generate
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -233,6 +238,19 @@ def test_a_model_with_an_item_more_shares_weights_and_leaves_the_first_alone(fol
     assert model.recommend([history], top_k=10) == lists
 
 
+def test_the_first_answer_on_the_demos_model_takes_less_than_a_second(tmp_path):
+    demo = TTDSArguments(cache_dir=str(tmp_path), tower_epochs=1)
+    split = split_data(generate().data)
+    tokenizer, states = build_tokenizer(split, demo, None), UserStates(split, demo.max_history)
+    model, _ = build_model(split, states, tokenizer, demo, None, seed=0)
+    model.share_index()
+    model.set_gate(build_memory(split.training, split.num_items), TTDSGate(len(FEATURES)).eval())
+    shop, history = app.Shop(model), [entry["item_id"] for entry in model.catalogue[:3]]
+    begun = time.process_time()  # one thread's, whatever else the machine does
+    assert len(shop.recommend(history)["items"]) == 5
+    assert time.process_time() - begun < 1
+
+
 # The page
 
 
@@ -320,6 +338,7 @@ def test_a_visitor_adds_an_item(visit):
     assert "<item_0_" in card.inner_text()
     page.get_by_role("button", name="Start from them").click()
     page.wait_for_function("document.querySelectorAll('#history .chip').length == 3")
+    page.wait_for_function("document.querySelector('#history').getBoundingClientRect().top > -50")
     card.click()
     page.locator("#history .chip").nth(3).wait_for()
     check_layout(page, 390)

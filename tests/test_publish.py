@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from safetensors import safe_open
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes import gate, hub, report
 from recipes.card import GENERATED, card, data_facts, shown_name
-from recipes.config import TTDSTrainingArguments
+from recipes.config import TTDSArguments, TTDSTrainingArguments
 from recipes.data import write_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,15 +151,33 @@ def test_no_byte_names_a_user_or_a_place_on_this_machine(folder, server, publish
     assert "run.jsonl" not in published(server), "what is no longer meant to be there goes"
 
 
-def test_note_where_single_users_stand_behind_pairs(folder, publish, tmp_path):
-    other = tmp_path / "other"
+def test_pairs_of_single_users_leave_only_when_told_to(folder, server, publish, tmp_path):
+    other = tmp_path / "toyshop"
     shutil.copytree(folder, other)
     metrics = json.loads((folder / "metrics.json").read_text())
-    for dataset, least, noted in (("toyshop", 1, False), ("mine", 2, False), ("mine", 1, True)):
-        metrics |= {"dataset": dataset}
-        metrics["options"]["memory_min_count"] = least
+    for name, least, refused in (
+        (None, 1, False),  # nobody is behind the generated data
+        ("mine", 2, False),
+        ("mine", 1, True),
+        (str(other), 1, True),  # a folder of the name of the generated data
+    ):
+        metrics["dataset"] = "toyshop" if name is None else Path(name).name
+        metrics["options"] |= {"dataset_name": name, "memory_min_count": least}
         (other / "metrics.json").write_text(json.dumps(metrics))
-        assert ("--memory_min_count" in publish(other, "--dry_run")) == noted
+        printed = publish(other, "--dry_run", ok=not refused)
+        assert ("Train with --memory_min_count 5, or pass --allow_rare_pairs" in printed) == refused
+    publish(other, ok=False)
+    assert not server.requests
+    publish(other, "--allow_rare_pairs")
+    assert "model.safetensors" in published(server)
+
+    del metrics["options"]
+    (other / "metrics.json").write_text(json.dumps(metrics | {"dataset": "mine"}))
+    assert "--allow_rare_pairs" in publish(other, "--dry_run", ok=False), "what is not known is 1"
+    model = TTDSForCausalLM.from_pretrained(other)
+    model.config.has_gate = False
+    model.config.save_pretrained(other)
+    publish(other, "--dry_run")
 
 
 # What breaks
@@ -317,6 +337,23 @@ def test_space_holds_the_page_and_names_the_model(folder, server, publish, tmp_p
     assert {"torch", "transformers", "safetensors", "gradio"} <= names and "trl" not in names
 
 
+def test_space_that_broke_is_completed_and_a_private_one_is_told_of_its_token(
+    folder, server, publish
+):
+    server.fail("POST", "/api/spaces/.*/commit/", 500)
+    assert "org/demo was not published" in publish(folder, "--space", "org/demo", ok=False)
+    assert not published(server, "space", "org/demo")
+    assert "HF_TOKEN" not in publish(folder, "--space", "org/demo")
+    assert set(published(server, "space", "org/demo")) == {
+        "app.py",
+        "requirements.txt",
+        "README.md",
+    }
+    assert [len(repo.commits) for repo in server.repos.values()] == [2, 2]
+    printed = publish(folder, "--space", "org/hidden", "--private", repo_id="org/secret")
+    assert "add a secret HF_TOKEN, a token that may read org/secret" in printed
+
+
 # The card
 
 
@@ -333,6 +370,9 @@ def test_card_reports_what_was_measured_and_nothing_else(folder):
         assert re.search(rf"^\| {re.escape(name)} \| {row['HR@5']:.4f} \|", text, re.M)
     measured = {f"{v:.4f}" for row in metrics["test"].values() for v in row.values()}
     assert set(re.findall(r"\b0\.\d{4}\b", text)) <= measured
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (transformers,) = (line for line in project["dependencies"] if line.startswith("transformers"))
+    assert f'pip install "{transformers}" torch safetensors' in text
     assert "2409.09253" in text and "org/name" in text and metrics["hardware"] in text
     assert not re.search(r"\btrl\b|fine-tuned version|None|nan", text, re.I)
 
@@ -341,6 +381,7 @@ def test_card_of_other_peoples_data_claims_no_licence(folder):
     config = json.loads((folder / "config.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics |= {"dataset": "/home/me/mine", "data": {"on_hub": False, "license": None}}
+    metrics["options"]["dataset_name"] = "/home/me/mine"
     text = card("org/name", config, metrics)
     assert "license" not in ModelCard(text).data.to_dict() and "ask its owners" in text
     assert "`mine`" in text and "/home/me" not in text
@@ -350,6 +391,8 @@ def test_card_of_other_peoples_data_claims_no_licence(folder):
     own = ModelCard(card("org/name", config, metrics | {"backbone": shown_name(str(folder))}))
     assert own.data.base_model is None and "tuned from `model`" in own.text
     assert "`cc-by-4.0`" in parsed.text and "tuned from `them/model`" in parsed.text
+    text = card("org/name", config, metrics | {"dataset": "toyshop"})
+    assert "license" not in ModelCard(text).data.to_dict() and "No real person" not in text
     least = {"dataset": "toyshop", "validation": {"TTDS, generated only": metrics["test"]["TTDS"]}}
     text = card("org/name", config | {"has_gate": False}, least)
     assert "Validation split" in text and "None" not in text and "gate join" not in text
@@ -486,16 +529,50 @@ def test_published_model_loads_in_every_way(folder, server, publish, environment
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+PRIVATE = """
+import os, sys
+from transformers import AutoModel
+where = {"token": os.environ.pop("TOKEN_IN_HAND"), "cache_dir": sys.argv[1] + "/elsewhere"}
+model = AutoModel.from_pretrained("org/name", trust_remote_code=True, **where)
+model.add_items([{"item_id": "new", "title": "A walnut kettle"}])  # needs the tokenizer
+assert len(model.recommend([["new"]], top_k=5)[0]) == 5
+model.save_pretrained(sys.argv[1] + "/saved")
+"""
+
+
+def test_token_in_hand_opens_a_private_repository(folder, server, publish, environment, tmp_path):
+    publish(folder, "--private")
+    del environment["HF_TOKEN"]
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE, str(tmp_path)], cwd=tmp_path, capture_output=True,
+        env=environment | {"TOKEN_IN_HAND": TOKEN}, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert TOKEN not in done.stdout + done.stderr
+    assert not [f for f in (tmp_path / "saved").iterdir() if TOKEN.encode() in f.read_bytes()]
+
+
 # At the end of a run
 
 
 def test_run_that_could_not_publish_does_not_start(tmp_path):
     wishes = {"output_dir": str(tmp_path), "use_cpu": True, "push_to_hub": True}
+    generated, named = TTDSArguments(), TTDSArguments(dataset_name="mine")
     with pytest.raises(hub.PublishError, match="pass --hub_model_id"):
-        hub.take_over_push(TTDSTrainingArguments(**wishes))
-    with pytest.raises(hub.PublishError, match="unset it"):  # tests run offline
-        hub.take_over_push(TTDSTrainingArguments(**wishes, hub_model_id="org/run", hub_token=TOKEN))
-    assert hub.take_over_push(TTDSTrainingArguments(**wishes | {"push_to_hub": False})) is None
+        hub.take_over_push(TTDSTrainingArguments(**wishes), generated)
+    wishes |= {"hub_model_id": "org/run", "hub_token": TOKEN}
+    with pytest.raises(hub.PublishError, match="Train with --memory_min_count 5"):
+        hub.take_over_push(TTDSTrainingArguments(**wishes), named)
+    for options in (
+        generated,
+        replace(named, memory_min_count=2),
+        replace(named, gate=False),
+        replace(named, allow_rare_pairs=True),
+    ):
+        with pytest.raises(hub.PublishError, match="unset it"):  # tests run offline
+            hub.take_over_push(TTDSTrainingArguments(**wishes), options)
+    silent = TTDSTrainingArguments(**wishes | {"push_to_hub": False})
+    assert hub.take_over_push(silent, named) is None
 
 
 RUN = """

@@ -48,7 +48,7 @@ def test_options_the_readme_names_exist():
     )
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
     known |= {"output"}
-    known |= {"dry_run", "include_user_index", "space", "repo_id"}
+    known |= {"dry_run", "include_user_index", "allow_rare_pairs", "space", "repo_id"}
     text = re.sub(r"<!-- table: .*?<!-- end -->", "", README, flags=re.DOTALL)
     named = set(re.findall(r"--([a-z_]+)", text))
     assert named <= known, named - known
