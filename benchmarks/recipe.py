@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import result_name, write_result, write_run  # noqa: E402
-from recipes.card import GENERATED, JOINED  # noqa: E402
-from recipes.report import write_json  # noqa: E402
+from recipes import report  # noqa: E402
+from recipes.card import JOINED  # noqa: E402
 
 
 def lists_of(output: Path, metrics: dict) -> dict[str, list[list[int]]]:
@@ -34,13 +34,14 @@ def lists_of(output: Path, metrics: dict) -> dict[str, list[list[int]]]:
     """
     entries = (output / "catalogue.jsonl").read_text("utf-8").splitlines()
     row_of = {json.loads(entry)["item_id"]: row for row, entry in enumerate(entries)}
-    files = {JOINED if JOINED in metrics["test"] else GENERATED: output / "run.jsonl"}
+    files = {row: output / report.run_file(row, metrics["test"]) for row in metrics["test"]}
     return {
-        method: [
+        row: [
             [row_of[item] for item in json.loads(line)["items"]]
             for line in file.read_text("utf-8").splitlines()
         ]
-        for method, file in files.items()
+        for row, file in files.items()
+        if file.exists()
     }
 
 
@@ -60,7 +61,7 @@ def train(output: Path, recipe: list[str]) -> float:
         shutil.rmtree(output, ignore_errors=True)
         resume, spent = [], 0.0
     output.mkdir(parents=True, exist_ok=True)
-    write_json(ledger, {"arguments": recipe, "seconds": spent})
+    report.write_json(ledger, {"arguments": recipe, "seconds": spent})
     begun = time.perf_counter()
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "recipes/sft.py", *recipe,
@@ -71,7 +72,7 @@ def train(output: Path, recipe: list[str]) -> float:
         subprocess.run(command, cwd=ROOT, check=True)
     finally:
         seconds = spent + time.perf_counter() - begun
-        write_json(ledger, {"arguments": recipe, "seconds": seconds})
+        report.write_json(ledger, {"arguments": recipe, "seconds": seconds})
     return seconds
 
 
@@ -93,6 +94,8 @@ def main() -> None:
     for row, test in metrics["test"].items():
         if arguments.variant and not row.startswith(JOINED):
             continue
+        if row in report.BASELINES and metrics["options"]["dataset_name"]:
+            continue  # benchmarks/baseline.py tunes them
         method = f"{row} ({arguments.variant})" if arguments.variant else row
         name = result_name(arguments.name, tie_break, method, arguments.seed)
         content = {

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from recipes.card import JOINED
-from recipes.report import hardware, write_json
+from recipes.report import hardware, slug, write_json
 
 RESULTS = Path(os.environ.get("TTDS_RESULTS", Path(__file__).parent / "results"))
 LARGEST_RUN_FILE = 3_000_000
@@ -97,15 +96,6 @@ def best_baseline(methods: dict[str, list[dict]]) -> str | None:
         and all(run["validation"] for run in runs)
     }
     return max(scores, key=scores.get, default=None)
-
-
-def slug(method: str) -> str:
-    """Return the name of a method as it stands in file names.
-
-    Args:
-        method: E.g. `"TTDS, generated only"`.
-    """
-    return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
 
 
 def result_name(dataset: str, tie_break: str, method: str, seed: int) -> str:

@@ -249,7 +249,7 @@ def score_items(
     items: Tensor,
     kind: str = "item",
 ) -> Tensor:
-    """Return the exact log-probabilities of given items after each prompt, (batch, num_candidates).
+    """Return the exact log-probabilities of given items' codes after each prompt, level by level.
 
     Args:
         model: A `TTDSForCausalLM`.
@@ -258,6 +258,10 @@ def score_items(
         trie: The trie of the items.
         items: Item rows to score, (batch, num_candidates).
         kind: `"item"`, or `"user"` where trie and rows are those of users.
+
+    Returns:
+        The log-probability of the codes up to each level, (batch, num_candidates, num_levels); the
+        last is that of the item.
     """
     prefix = _SharedPrefix(model, ids, mask)
     num_codes = model.config.item_tower.num_codes
@@ -265,20 +269,20 @@ def score_items(
     start = model.config.code_token_start + block
     states = prefix.state
     slot = torch.zeros_like(items)  # the candidate's node among its row's distinct nodes
-    scores = torch.zeros(items.shape, device=ids.device)
+    scores = []
     for depth in range(trie.num_levels):
         log_probs = model.code_logits(states, kind, depth).float().log_softmax(-1)
         nodes = trie.node_of(items, depth + 1)
         codes = trie.codes[depth + 1][nodes]
         width = log_probs.shape[-1]
-        scores = scores + log_probs.flatten(1).gather(1, slot * width + codes)
+        scores.append(log_probs.flatten(1).gather(1, slot * width + codes))
         if depth + 1 < trie.num_levels:
             parents = slot
             distinct, slot = _distinct(nodes)
             first_slot = torch.zeros_like(distinct).scatter(1, slot, parents)
             tokens = start + depth * num_codes + trie.codes[depth + 1][distinct]
             states = prefix.extend(tokens, first_slot)
-    return scores
+    return torch.stack(scores, -1).cumsum(-1)
 
 
 def _distinct(nodes: Tensor) -> tuple[Tensor, Tensor]:

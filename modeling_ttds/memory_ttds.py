@@ -5,15 +5,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 STATISTICS = ("transition", "follow", "company")
+ITEM_STATISTICS = ("popularity", "late", "recent", "era")
 FEATURES = (
     "counts", "log_counts", "text", "log_text", "log_follow", "log_company", "last_text",
     "nearest_text", "collaborative", "last_collaborative", "log_popularity", "brand", "category",
-    "log_length", "log_last_total", "log_blend", "lm", "lm_gap",
+    "log_length", "log_last_total", "log_blend", "nearest_collaborative", "newest_text",
+    "log_strongest", "links", "log_last_company", "log_newest_follow", "log_late", "log_recent",
+    "era", "era_step", "era_distance", "history_era_distance", "lm", "lm_gap", "lm_first",
 )  # fmt: skip
-MODEL_FEATURES = ("lm", "lm_gap")
+MODEL_FEATURES = ("lm", "lm_gap", "lm_first")
 TEXT_TEMPERATURE = 0.07
 BLEND = 0.3
 FLOOR = 1e-4
+NEWEST, SHOWN = 3, 10  # how many of the newest items some features look at
 
 
 class TTDSMemory(nn.Module):
@@ -21,7 +25,10 @@ class TTDSMemory(nn.Module):
 
     Per pair of items it keeps a weighted transition count over lags, the count of the second
     following the first at once, each divided by the root of the first item's sum, and the cosine of
-    the two items' users.
+    the two items' users. Per item it keeps its popularity, the same with every history's newest
+    items counted most (late), the same with interactions counted less the older their stamps are
+    (recent), and the mean age of its interactions in years, negative (era): 0 is the newest day,
+    and so where a new item stands.
 
     Args:
         num_items: Number of items.
@@ -33,7 +40,12 @@ class TTDSMemory(nn.Module):
         self.register_buffer("starts", torch.zeros(num_items + 1, dtype=torch.long))
         self.register_buffer("others", torch.zeros(num_pairs, dtype=torch.long))
         self.register_buffer("values", torch.zeros(num_pairs, len(STATISTICS)))
-        self.register_buffer("popularity", torch.zeros(num_items))
+        self.register_buffer("items", torch.zeros(num_items, len(ITEM_STATISTICS)))
+
+    @property
+    def popularity(self) -> Tensor:
+        """How often each item occurs in training, (num_items,)."""
+        return self.items[:, 0]
 
     def scores(self, histories: Tensor, decays: tuple[float, ...]) -> Tensor:
         """Sum each statistic over a history's items, (batch, num_items, num_statistics).
@@ -42,7 +54,33 @@ class TTDSMemory(nn.Module):
             histories: Item rows, newest last, padded with -1, (batch, max_history).
             decays: Per statistic, the weight of an item per step into the past.
         """
-        batch, num_items = len(histories), len(self.popularity)
+        batch, num_items = len(histories), len(self.items)
+        user, steps_back, pair = self._pairs(histories)
+        weights = torch.tensor(decays, device=histories.device).pow(steps_back[:, None])
+        flat = self.values.new_zeros(batch * num_items, len(STATISTICS))
+        flat.index_add_(0, user * num_items + self.others[pair], self.values[pair] * weights)
+        return flat.view(batch, num_items, -1)
+
+    def strongest(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each item's strongest transition from the history, and from how many there is one.
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (batch, max_history).
+
+        Returns:
+            Two tensors (batch, num_items).
+        """
+        batch, num_items = len(histories), len(self.items)
+        user, _, pair = self._pairs(histories)
+        transition = self.values[pair, 0]
+        place = user * num_items + self.others[pair]
+        flat = self.values.new_zeros(2, batch * num_items)
+        flat[0].scatter_reduce_(0, place, transition, "amax")
+        flat[1].index_add_(0, place, (transition > 0).to(flat.dtype))
+        return tuple(flat.view(2, batch, num_items))
+
+    def _pairs(self, histories: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return batch row, steps back of the first item, and number of every pair that counts."""
         real = histories >= 0
         steps_back = real.flip(1).cumsum(1).flip(1) - 1
         user, place = real.nonzero(as_tuple=True)
@@ -51,13 +89,7 @@ class TTDSMemory(nn.Module):
         entry = torch.repeat_interleave(torch.arange(len(items), device=items.device), count)
         offset = torch.arange(len(entry), device=items.device)
         offset = offset - (count.cumsum(0) - count)[entry]
-        pair = self.starts[items][entry] + offset  # (entries,)
-        weights = torch.tensor(decays, device=items.device).pow(
-            steps_back[user, place][entry][:, None]
-        )
-        flat = self.values.new_zeros(batch * num_items, len(STATISTICS))
-        flat.index_add_(0, user[entry] * num_items + self.others[pair], self.values[pair] * weights)
-        return flat.view(batch, num_items, -1)
+        return user[entry], steps_back[user, place][entry], self.starts[items][entry] + offset
 
     def totals(self, items: Tensor) -> Tensor:
         """Return the summed transition weight out of each item, shaped as `items`."""
@@ -71,7 +103,7 @@ class TTDSMemory(nn.Module):
             num_new: How many.
         """
         self.starts = torch.cat([self.starts, self.starts[-1:].expand(num_new)])
-        self.popularity = F.pad(self.popularity, (0, num_new))
+        self.items = F.pad(self.items, (0, 0, 0, num_new))
 
     def keep(self, items: Tensor) -> None:
         """Forget all items but those marked.
@@ -86,7 +118,7 @@ class TTDSMemory(nn.Module):
         counts = torch.bincount(row[first[stays]], minlength=int(items.sum()))
         self.starts = F.pad(counts.cumsum(0), (1, 0))
         self.others, self.values = row[self.others[stays]], self.values[stays]
-        self.popularity = self.popularity[items]
+        self.items = self.items[items]
 
 
 class TTDSGate(nn.Module):
@@ -98,7 +130,7 @@ class TTDSGate(nn.Module):
         dropout: Dropout after each.
     """
 
-    def __init__(self, num_features: int, hidden_dim: int = 32, dropout: float = 0.1):
+    def __init__(self, num_features: int, hidden_dim: int = 128, dropout: float = 0.2):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))
@@ -151,6 +183,9 @@ class TTDSRecall:
         counts = (statistics[..., 0] + 1e-6 * popularity).masked_fill(forbidden, 0)
         self.counts = counts / counts.sum(1, keepdim=True).clamp_min(1e-12)
         self.follow, self.company = statistics[..., 1], statistics[..., 2]
+        newest = memory.scores(histories[:, -NEWEST:], decays=(0.0, 0.7, 0.0))
+        self.newest_follow, self.last_company = newest[..., 1], newest[..., 2]
+        self.strongest, self.links = memory.strongest(histories[:, -SHOWN:])
         similarity = _profile(item_text, histories, 0.6) @ item_text.T / TEXT_TEMPERATURE
         self.text = similarity.masked_fill(forbidden, -torch.inf).softmax(1).nan_to_num(0)
         self.collaborative = _profile(item_collaborative, histories, 0.6) @ item_collaborative.T
@@ -170,24 +205,30 @@ class TTDSRecall:
 
         Args:
             items: Item rows, (batch, num_candidates).
-            log_probs: The language model's log-probability of each, or None to leave its features
-                out (zero).
+            log_probs: The language model's log-probability of each candidate's codes up to each
+                level, (batch, num_candidates, num_levels), or None to leave its features at zero.
         """
         histories, last = self.histories, self.last.clamp_min(0)
         some = (self.last >= 0)[:, None]
-        shown = histories[:, -10:]
+        shown = histories[:, -SHOWN:]
         text, collaborative = self.item_text[items], self.item_collaborative[items]
-        recent = torch.einsum("bcd,bhd->bch", text, self.item_text[shown.clamp_min(0)])
-        recent = recent.masked_fill((shown < 0)[:, None], -1).amax(-1)
-        length = (histories >= 0).sum(1, keepdim=True).float()
+        real = histories >= 0
+        length = real.sum(1, keepdim=True).float()
+        _, late, recent, era = self.memory.items.unbind(1)
+        past_era = (era[histories.clamp_min(0)] * real).sum(1, keepdim=True) / length.clamp_min(1)
+        era_step = (era[items] - era[last][:, None]) * some
         same = (self.labels[items] == self.labels[last][:, None]) & (self.labels[items] >= 0)
         zero = torch.zeros(items.shape, device=items.device)
-        lm = zero if log_probs is None else log_probs
+        lm = zero if log_probs is None else log_probs[..., -1]
         columns = {
             "counts": self.counts.gather(1, items),
             "text": self.text.gather(1, items),
             "last_text": torch.einsum("bcd,bd->bc", text, self.item_text[last]) * some,
-            "nearest_text": recent,
+            "nearest_text": _nearest(text, self.item_text, shown),
+            "newest_text": torch.einsum(
+                "bcd,bd->bc", text, _profile(self.item_text, histories[:, -NEWEST:], 1.0)
+            ),
+            "nearest_collaborative": _nearest(collaborative, self.item_collaborative, shown),
             "collaborative": self.collaborative.gather(1, items),
             "last_collaborative": torch.einsum(
                 "bcd,bd->bc", collaborative, self.item_collaborative[last]
@@ -198,15 +239,29 @@ class TTDSRecall:
             "category": (same[..., 1] & some).float(),
             "log_length": length.log1p().expand_as(zero),
             "log_last_total": (self.memory.totals(last)[:, None] * some).log1p().expand_as(zero),
+            "links": self.links.gather(1, items),
+            "log_late": late[items].log1p(),
+            "log_recent": recent[items].log1p(),
+            "era": era[items],
+            "era_step": era_step,
+            "era_distance": era_step.abs(),
+            "history_era_distance": (era[items] - past_era).abs() * some,
             "lm": lm,
             "lm_gap": lm - lm.amax(1, keepdim=True),
+            "lm_first": zero if log_probs is None else log_probs[..., 0],
         }
         columns["log_counts"] = (columns["counts"] + FLOOR).log()
         columns["log_text"] = (columns["text"] + FLOOR).log()
-        columns["log_follow"] = (self.follow.gather(1, items) + FLOOR).log()
-        columns["log_company"] = (self.company.gather(1, items) + FLOOR).log()
+        for name in ("follow", "company", "newest_follow", "last_company", "strongest"):
+            columns[f"log_{name}"] = (getattr(self, name).gather(1, items) + FLOOR).log()
         columns["log_blend"] = (columns["counts"] + BLEND * columns["text"] + FLOOR).log()
         return torch.stack([columns[name] for name in FEATURES], dim=-1)
+
+
+def _nearest(candidates: Tensor, table: Tensor, histories: Tensor) -> Tensor:
+    """Return each candidate's highest similarity to an item of the history, (batch, candidates)."""
+    similarity = torch.einsum("bcd,bhd->bch", candidates, table[histories.clamp_min(0)])
+    return similarity.masked_fill((histories < 0)[:, None], -1).amax(-1)
 
 
 def _profile(table: Tensor, histories: Tensor, decay: float) -> Tensor:

@@ -72,7 +72,7 @@ class TTDSForCausalLM(
     # In half precision the language model is halved, not what makes codes: they stay the same.
     _keep_in_fp32_modules_strict = {
         r"^(item_tower|user_tower|token_table|gate)\.",
-        r"^(item_text|item_collaborative|memory\.values|memory\.popularity)$",
+        r"^(item_text|item_collaborative|memory\.values|memory\.items)$",
     }
 
     def __init__(self, config: TTDSConfig):

@@ -91,7 +91,7 @@ class TTDSQuestionsMixin:
         trie = TTDSTrie.build(codes[len(earlier) :])
         users = torch.arange(len(rows), device=self.device)[None]
         with evaluating(self):
-            scores = score_items(self, *self._bound([prompt], codes), trie, users, "user")[0]
+            scores = score_items(self, *self._bound([prompt], codes), trie, users, "user")[0, :, -1]
         best, order = scores.sort(descending=True, stable=True)
         return list(zip(order.tolist(), best.tolist(), strict=True))[:top_k]
 

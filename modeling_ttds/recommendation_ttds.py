@@ -273,15 +273,16 @@ class TTDSRecommendationMixin:
         config = self.config
         user_codes = self.codes_of_users(pad_rows(user_histories, config.max_history, self.device))
         user_tokens = self.code_tokens(user_codes, "user").tolist()
+        item_tokens = self.code_tokens(self.item_codes).cpu()
         prompts = []
         for history, user in zip(histories, user_tokens, strict=True):
-            newest = self.item_codes[list(history[-config.max_history :])]
+            newest = item_tokens[list(history[-config.max_history :])].flatten().tolist()
             prompt = []
             for token in config.prompt_ids:
                 if token == config.user_placeholder_id:
                     prompt += user
                 elif token == config.item_placeholder_id:
-                    prompt += self.code_tokens(newest).flatten().tolist()
+                    prompt += newest
                 else:
                     prompt.append(token)
             prompts.append(prompt)

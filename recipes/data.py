@@ -133,6 +133,14 @@ class Split:
         users = [u for u in self.users(which) if stamps[u][end] > stamps[u][end - 1]]
         return np.asarray(users, dtype=int)
 
+    @property
+    def training_stamps(self) -> list[np.ndarray] | None:
+        """Per user, the stamps of the training history, or None."""
+        if self.data.timestamps is None:
+            return None
+        pairs = zip(self.data.timestamps, self.training, strict=True)
+        return [stamps[: len(history)] for stamps, history in pairs]
+
     @cached_property
     def training_counts(self) -> np.ndarray:
         """How often each item occurs in training, (num_items,)."""

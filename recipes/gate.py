@@ -10,23 +10,34 @@ from tqdm.auto import tqdm
 from modeling_ttds.generation_ttds import TTDSCandidates, beam_search
 from modeling_ttds.memory_ttds import FEATURES, MODEL_FEATURES, TTDSGate, TTDSMemory
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from modeling_ttds.recommendation_ttds import pad_rows
+from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
 from recipes.baselines import transition_matrix
 from recipes.card import GENERATED, JOINED
 from recipes.data import Split
 from recipes.metrics import evaluate_run
 
 LONGEST = 50
+LATE = 6  # how many of a history's newest items count as late ones, each half as much as the next
+HALF_LIFE, YEAR = 120 * 86400, 365 * 86400  # seconds
+PRIOR = 3  # interactions of average age that an item's mean age starts from
 
 
-def build_memory(histories: list[np.ndarray], num_items: int, min_count: int = 1) -> TTDSMemory:
+def build_memory(
+    histories: list[np.ndarray],
+    num_items: int,
+    min_count: int = 1,
+    stamps: list[np.ndarray] | None = None,
+) -> TTDSMemory:
     """Count what follows what, and who buys what together, in one pass over the histories.
 
     Args:
         histories: Item rows in order, per user; the newest 50 of each count.
         num_items: Size of the catalogue.
         min_count: Least number of users behind a pair; rarer pairs are dropped.
+        stamps: When each of the histories' interactions was, in seconds, NaN where unknown; without
+            any, what the memory knows of time is zero.
     """
+    everything = histories
     histories = [history[-LONGEST:] for history in histories]
     transition = transition_matrix(histories, num_items)
     pairs = [(h[:-1], h[1:]) for h in histories if len(h) > 1]
@@ -56,8 +67,30 @@ def build_memory(histories: list[np.ndarray], num_items: int, min_count: int = 1
     for column, matrix in enumerate((transition, follow, company)):
         values = np.asarray(sp.csr_matrix(matrix)[rows, kept.indices]).ravel()
         memory.values[:, column] = torch.from_numpy(values)
-    memory.popularity.copy_(torch.from_numpy(popularity))
+    columns = (popularity, _late(histories, num_items), *_times(everything, num_items, stamps))
+    memory.items.copy_(torch.from_numpy(np.stack(columns, axis=1)))
     return memory
+
+
+def _late(histories: list[np.ndarray], num_items: int) -> np.ndarray:
+    newest = [history[::-1][:LATE] for history in histories]
+    weights = np.concatenate([0.5 ** np.arange(len(items)) for items in newest])
+    return np.bincount(np.concatenate(newest), weights, num_items)
+
+
+def _times(
+    histories: list[np.ndarray], num_items: int, stamps: list[np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each item was chosen of late, and the mean age of its interactions."""
+    if stamps is None:
+        return np.zeros(num_items), np.zeros(num_items)
+    items, when = np.concatenate(histories), np.concatenate(stamps)
+    known = ~np.isnan(when)
+    items, age = items[known], when[known].max() - when[known]
+    recent = np.bincount(items, 0.5 ** (age / HALF_LIFE), num_items)
+    count = np.bincount(items, minlength=num_items)
+    era = -(np.bincount(items, age, num_items) + PRIOR * age.mean()) / (count + PRIOR) / YEAR
+    return recent, era
 
 
 @torch.no_grad()
@@ -76,7 +109,7 @@ def gate_data(
     Returns:
         Item rows, padded with -1, (num_users, num_candidates), features, (num_users,
         num_candidates, num_features), which candidate is the target, or -1, (num_users,), and what
-        the language model generates alone, padded with -1, (num_users, num_beams).
+        the language model generates alone, padded with -1, (num_users, num_beams); all on the CPU.
     """
     model.eval()
     users = split.users(which)
@@ -90,13 +123,17 @@ def gate_data(
         forbidden = model.forbidden(excluded, None)
         found = model.gate_features(shown, prompts, beams, forbidden)
         missing = num_beams - beams.shape[1]
-        items.append(F.pad(found[0], (0, missing), value=-1))
-        features.append(F.pad(found[1], (0, 0, 0, missing)))
-        generated.append(F.pad(beams, (0, missing), value=-1))
+        items.append(F.pad(found[0], (0, missing), value=-1).cpu())
+        features.append(F.pad(found[1], (0, 0, 0, missing)).cpu())
+        generated.append(F.pad(beams, (0, missing), value=-1).cpu())
     items, features = torch.cat(items), torch.cat(features)
-    match = items == torch.from_numpy(split.targets(which)[users])[:, None].to(items.device)
-    target = torch.where(match.any(1), match.int().argmax(1), -1)
-    return items, features, target, torch.cat(generated)
+    return items, features, _place(items, split, which), torch.cat(generated)
+
+
+def _place(items: Tensor, split: Split, which: str) -> Tensor:
+    """Return which of the candidates is the target, or -1, (num_users,)."""
+    match = items == torch.from_numpy(split.targets(which)[split.users(which)])[:, None]
+    return torch.where(match.any(1), match.int().argmax(1), -1)
 
 
 def fit_gate(
@@ -104,7 +141,7 @@ def fit_gate(
     features: Tensor,
     target: Tensor,
     *,
-    num_epochs: int = 20,
+    num_epochs: int = 16,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     seed: int = 0,
@@ -143,7 +180,7 @@ def fit_gate(
 
 
 def cross_fit(
-    items: Tensor, features: Tensor, target: Tensor, *, num_folds: int = 5, seed: int = 0, **fit
+    items: Tensor, features: Tensor, target: Tensor, *, num_folds: int = 4, seed: int = 0, **fit
 ) -> Tensor:
     """Return ranked lists of users whose own targets their gate has not seen, (num_users, 20).
 
@@ -180,23 +217,30 @@ def ranked(gate: TTDSGate, items: Tensor, features: Tensor) -> Tensor:
     return items.gather(1, scores.argsort(dim=1, descending=True, stable=True)[:, :20]).cpu()
 
 
-def without_model(features: Tensor) -> Tensor:
-    """Return features in which the language model says nothing.
+def without_model(items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return candidates and features as they are where there is no language model.
 
     Args:
+        items: Item rows, padded with -1: what memory and texts propose comes first, then the beams,
+            (num_users, num_candidates).
         features: (num_users, num_candidates, num_features).
     """
-    features = features.clone()
+    features = features[:, :NUM_CANDIDATES].clone()
     features[..., [FEATURES.index(name) for name in MODEL_FEATURES]] = 0
-    return features
+    return items[:, :NUM_CANDIDATES], features
 
 
-VIEWS = {"gate without a language model": without_model, JOINED: lambda features: features}
+def with_model(items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return candidates and features as they are. Arguments as of `without_model`."""
+    return items, features
+
+
+VIEWS = {"gate without a language model": without_model, JOINED: with_model}
 
 
 def join(
     model: TTDSForCausalLM, split: Split, *, num_beams: int, min_count: int, seed: int
-) -> tuple[dict[str, dict[str, dict[str, float]]], list[list[int]]]:
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
     """Give the model a memory and a gate, and measure what each part brings.
 
     Neither the language model nor the memory has seen the validation targets the gate is fitted on.
@@ -210,26 +254,32 @@ def join(
         seed: Seed of the fits.
 
     Returns:
-        Metrics per split and row, and the joined lists of the test users.
+        Metrics per split and row, and per row the lists of the test users.
     """
-    memory = build_memory(split.training, split.num_items, min_count)
+    memory = build_memory(split.training, split.num_items, min_count, split.training_stamps)
     model.set_gate(memory.to(model.device), TTDSGate(len(FEATURES)).to(model.device))
     items, features, target, generated = gate_data(model, split, "validation", num_beams)
-    test_items, test_features, _, test_generated = gate_data(model, split, "test", num_beams)
-    lists = {"validation": {}, "test": {}}
+    lists = {"validation": {GENERATED: generated[:, :20]}, "test": {}}
+    gates = {}
     for row, view in VIEWS.items():
-        lists["validation"][row] = cross_fit(items, view(features), target, seed=seed)
-        gate = fit_gate(items, view(features), target, seed=seed)
-        lists["test"][row] = ranked(gate, test_items, view(test_features))
-    model.set_gate(model.memory, gate.to(model.device))
-    lists["validation"][GENERATED] = generated[:, :20]
-    lists["test"][GENERATED] = test_generated[:, :20]
+        seen, described = view(items, features)
+        found = torch.where(target < seen.shape[1], target, -1)
+        lists["validation"][row] = cross_fit(seen, described, found, seed=seed)
+        gates[row] = fit_gate(seen, described, found, seed=seed)
+    recall = (target >= 0).float().mean().item()
+    items, features, _, generated = gate_data(model, split, "test", num_beams)
+    lists["test"][GENERATED] = generated[:, :20]
+    for row, view in VIEWS.items():
+        lists["test"][row] = ranked(gates[row], *view(items, features))
+    model.set_gate(model.memory, gates[JOINED].to(model.device))
+    named = {which: {row: _rows(found) for row, found in rows.items()}
+             for which, rows in lists.items()}  # fmt: skip
     rows = {
-        which: {name: evaluate_run(split, which, _rows(found)) for name, found in named.items()}
-        for which, named in lists.items()
+        which: {row: evaluate_run(split, which, found) for row, found in found_by.items()}
+        for which, found_by in named.items()
     }
-    rows["validation"][JOINED]["candidate_recall"] = (target >= 0).float().mean().item()
-    return rows, _rows(lists["test"][JOINED])
+    rows["validation"][JOINED]["candidate_recall"] = recall
+    return rows, named["test"]
 
 
 def _rows(lists: Tensor) -> list[list[int]]:

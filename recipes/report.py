@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import GenerationConfig
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes import baselines
+from recipes.card import GENERATED, JOINED
 from recipes.data import Split
 from recipes.metrics import evaluate_run
 from recipes.toyshop import Toyshop
@@ -157,6 +159,27 @@ def write_run(file: str | Path, split: Split, which: str, lists: Sequence[Sequen
         for user, rows in zip(split.users(which), lists, strict=True)
     ]
     _replace(file, "\n".join(lines) + "\n")
+
+
+def slug(method: str) -> str:
+    """Return the name of a method as it stands in file names.
+
+    Args:
+        method: E.g. `"TTDS, generated only"`.
+    """
+    return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
+
+
+def run_file(row: str, rows: Iterable[str]) -> str:
+    """Return the name of the file with the lists of a row.
+
+    Args:
+        row: The row.
+        rows: All rows there are lists of; those of the model as `recommend` answers by default
+            stand in `run.jsonl`.
+    """
+    main = JOINED if JOINED in rows else GENERATED
+    return "run.jsonl" if row == main else f"run-{slug(row)}.jsonl"
 
 
 def _replace(file: str | Path, text: str) -> None:

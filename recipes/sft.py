@@ -108,9 +108,9 @@ def main(
             seed=training.seed,
         )
     else:
-        rows = {"validation": {}, "test": {}}
+        rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:
-            rows[which][card.GENERATED], lists = report.evaluate_model(
+            rows[which][card.GENERATED], lists[card.GENERATED] = report.evaluate_model(
                 model, split, which, options.num_beams, gate=False
             )
     rows["test"][card.GENERATED] |= report.index_metrics(model, split, "test")
@@ -119,7 +119,8 @@ def main(
 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    report.write_run(folder / "run.jsonl", split, "test", lists)
+    for row, found in lists.items():
+        report.write_run(folder / report.run_file(row, lists), split, "test", found)
     facts = {
         "dataset": options.dataset_name or card.GENERATED_DATA,
         "data": card.data_facts(options.dataset_name, data),

@@ -83,7 +83,7 @@ def recall(histories, forbidden=None, num_items=ITEMS):
 
 def test_features_are_finite_for_empty_histories_and_cold_items():
     items = torch.tensor([[0, 4], [3, 4]])
-    features = recall([[-1, -1], [0, 1]]).features(items, torch.zeros(2, 2))
+    features = recall([[-1, -1], [0, 1]]).features(items, torch.zeros(2, 2, 3))
     assert features.shape == (2, 2, len(FEATURES)) and features.isfinite().all()
     named = dict(zip(FEATURES, features[1].T.tolist(), strict=True))
     assert named["brand"] == [0, 0] and named["log_popularity"][1] == 0
@@ -101,15 +101,15 @@ def test_what_is_said_of_an_item_does_not_depend_on_forbidden_ones():
 
 def test_gate_learns_a_planted_signal_and_not_from_others():
     torch.manual_seed(0)
-    items = torch.arange(6).expand(300, 6).clone()
+    items = torch.arange(6).expand(600, 6).clone()
     items[:, 5] = -1
-    features = torch.randn(300, 6, len(FEATURES))
+    features = torch.randn(600, 6, len(FEATURES))
     lm = FEATURES.index("lm")
     target = features[:, :5, lm].argmax(1)
     lists = cross_fit(items, features, target, num_epochs=20, batch_size=16)
     assert (lists[:, 0] == target).float().mean() > 0.9
     assert (lists[:, 4] >= 0).all() and (lists[:, 5:] == -1).all()
-    blind = cross_fit(items, without_model(features), target, num_epochs=20, batch_size=16)
+    blind = cross_fit(*without_model(items, features), target, num_epochs=20, batch_size=16)
     assert (blind[:, 0] == target).float().mean() < 0.4
 
 
