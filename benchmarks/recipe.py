@@ -3,6 +3,8 @@
 python benchmarks/recipe.py --name toyshop --seed 0
 python benchmarks/recipe.py --name scientific --seed 0 --config recipes/scientific/sft.yaml
     --dataset_name FOLDER
+python benchmarks/recipe.py --name scientific --method "TIGER, static text codes"
+    --output_dir outputs/tiger-0 --config recipes/scientific/tiger.yaml --dataset_name FOLDER
 
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 """
@@ -22,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import result_name, write_result, write_run  # noqa: E402
 from recipes import report  # noqa: E402
-from recipes.card import JOINED  # noqa: E402
+from recipes.card import GENERATED, JOINED  # noqa: E402
 
 
 def lists_of(output: Path, metrics: dict) -> dict[str, list[list[int]]]:
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="name of the data set in the results")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variant", help="keeps the rows of TTDS only, under names with this")
+    parser.add_argument("--method", help="keeps what is generated only, as a row of this name")
     parser.add_argument("--output_dir", type=Path, help="outputs/benchmark-NAME-SEED by default")
     arguments, recipe = parser.parse_known_args()
     output = arguments.output_dir or Path("outputs", f"benchmark-{arguments.name}-{arguments.seed}")
@@ -92,11 +95,13 @@ def main() -> None:
     lists = lists_of(output, metrics)
     tie_break = metrics["options"]["tie_break"]
     for row, test in metrics["test"].items():
+        if arguments.method and row != GENERATED:
+            continue
         if arguments.variant and not row.startswith(JOINED):
             continue
         if row in report.BASELINES and metrics["options"]["dataset_name"]:
             continue  # benchmarks/baseline.py tunes them
-        method = f"{row} ({arguments.variant})" if arguments.variant else row
+        method = f"{row} ({arguments.variant})" if arguments.variant else arguments.method or row
         name = result_name(arguments.name, tie_break, method, arguments.seed)
         content = {
             "dataset": arguments.name,
