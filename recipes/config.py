@@ -1,5 +1,6 @@
 """Arguments of the recipes: YAML below the command line, unknown keys are errors."""
 
+import json
 from dataclasses import dataclass, field
 
 from trl import ModelConfig, SFTConfig, TrlParser
@@ -53,7 +54,7 @@ class TTDSArguments:
     """
 
     dataset_name: str | None = None
-    column_map: dict[str, str] | None = None
+    column_map: dict[str, str] | str | None = None
     min_interactions: int = 1
     tie_break: str = "published"
     cache_dir: str = ".cache"
@@ -74,7 +75,7 @@ class TTDSArguments:
     per_position: bool = False
     item_dropout: float = 0.0
     user_tokens: bool = True
-    tasks: dict[str, float] | None = field(
+    tasks: dict[str, float] | str | None = field(
         default_factory=lambda: {
             "query": 0.3, "search": 0.15, "next_user": 0.15, "profile_of_history": 0.1,
             "bought_together": 0.2,
@@ -95,6 +96,22 @@ class TTDSArguments:
     num_beams: int = 50
     eval_users: int = 1000
     overwrite_output_dir: bool = False
+
+    def __post_init__(self):
+        for name in ("column_map", "tasks"):
+            value = getattr(self, name)
+            if isinstance(value, str):  # from the command line
+                setattr(self, name, _mapping(name, value))
+
+
+def _mapping(name: str, text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"`{name}` is {text!r}; give a JSON object, e.g. '{{\"key\": ...}}'.")
+    return value
 
 
 @dataclass

@@ -46,6 +46,33 @@ def test_scores_equal_plain_loops():
     assert memory.totals(torch.tensor([1, 4])).tolist() == pytest.approx([row, 0])
 
 
+def test_strongest_equal_plain_loops():
+    memory = build_memory(HISTORIES, ITEMS)
+    strongest, links = memory.strongest(torch.tensor([[-1, 0, 2], [-1, -1, -1]]))
+    single = np.stack([plain_scores([item], (1, 1, 1))[:, 0] for item in (0, 2)])
+    np.testing.assert_allclose(strongest[0], single.max(0), atol=1e-6)
+    assert links[0].tolist() == (single > 0).sum(0).tolist()
+    assert not strongest[1].any() and not links[1].any()
+
+
+def test_what_the_memory_knows_of_time():
+    day = 86400.0
+    stamps = [np.array([0, 0, 240.0]) * day, np.array([120, np.nan]) * day]
+    stamps += [np.array([240.0, 240]) * day, np.array([np.nan])]
+    memory = build_memory(HISTORIES, ITEMS, stamps=stamps)
+    popularity, late, recent, era = memory.items.T
+    # [0, 1, 2], [0, 1], [3, 1], [2]: the newest item of a history counts 1, the one before 1/2.
+    torch.testing.assert_close(late, torch.tensor([0.75, 2.5, 2.0, 0.5, 0.0]))
+    # Ages in days of what has a stamp: 0: 240, 120; 1: 240, 0; 2: 0; 3: 0. Half-life is 120 days.
+    torch.testing.assert_close(recent, torch.tensor([0.75, 1.25, 1.0, 1.0, 0.0]))
+    average = 100.0
+    ages = torch.tensor([360 + 3 * average, 240 + 3 * average, 300, 300, 300])
+    torch.testing.assert_close(era, -ages / torch.tensor([5.0, 5, 4, 4, 3]) / 365)
+    assert not build_memory(HISTORIES, ITEMS).items[:, 2:].any(), "without stamps nothing is known"
+    memory.extend(1)
+    assert not memory.items[-1].any(), "a new item is of the newest day"
+
+
 def test_rare_pairs_are_dropped():
     memory = build_memory(HISTORIES, ITEMS, min_count=2)
     pairs = {

@@ -4,10 +4,12 @@ import json
 import re
 from dataclasses import replace
 
+import pytest
+
 from benchmarks.result import results
 from benchmarks.tables import filled
 from recipes.building import build_model, build_tokenizer
-from recipes.config import TTDSArguments, TTDSTrainingArguments
+from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments
 from recipes.examples import question_wordings
 from recipes.tasks import ITEM_TASKS, USER_TASKS
 from tests.conftest import ROOT
@@ -52,6 +54,17 @@ def test_options_the_readme_names_exist():
     text = re.sub(r"<!-- table: .*?<!-- end -->", "", README, flags=re.DOTALL)
     named = set(re.findall(r"--([a-z_]+)", text))
     assert named <= known, named - known
+
+
+def test_mappings_are_read_from_the_command_line(monkeypatch):
+    shown = re.findall(r"`--(tasks|column_map) '(.+?)'`", README)
+    assert {name for name, _ in shown} == {"tasks", "column_map"}
+    for name, text in shown:
+        monkeypatch.setattr("sys.argv", ["sft.py", f"--{name}", text])
+        assert getattr(parse_arguments()[0], name) == json.loads(text)
+    monkeypatch.setattr("sys.argv", ["sft.py", "--tasks", "query"])
+    with pytest.raises(ValueError, match="`tasks` is 'query'"):
+        parse_arguments()
 
 
 def test_files_the_readme_names_exist():
