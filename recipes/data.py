@@ -59,7 +59,7 @@ class Data:
         catalogue: The items.
         user_ids: Opaque ids, unique, sorted.
         histories: Per user, item rows from oldest to newest.
-        timestamps: Per user, the stamps of the history, or None.
+        timestamps: Per user, the stamps of the history in seconds, or None.
         reviews: Per user, the review texts of the history, or None.
     """
 
@@ -322,11 +322,24 @@ def _build(interactions: pd.DataFrame, items: pd.DataFrame) -> Data:
 
     timestamps = reviews = None
     if "timestamp" in interactions:
-        timestamps = per_user(interactions.timestamp.to_numpy())
+        timestamps = per_user(_seconds(interactions.timestamp))
     if "review_text" in interactions:
         texts = interactions.review_text.fillna("").astype(str).to_numpy(dtype=object)
         reviews = [list(part) for part in per_user(texts)]
     return Data(catalogue, users.tolist(), per_user(rows), timestamps, reviews)
+
+
+def _seconds(stamps: pd.Series) -> np.ndarray:
+    """Return numbers as they are and dates as seconds since 1970, NaN where there is none."""
+    if pd.api.types.is_numeric_dtype(stamps):
+        return stamps.to_numpy()
+    try:
+        dates = pd.to_datetime(stamps, utc=True)
+    except ValueError as error:
+        raise ValueError(
+            f"`timestamp` holds neither seconds nor dates ({error}); give one of them."
+        ) from error
+    return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy()
 
 
 def _as_text(value: object) -> str:

@@ -82,10 +82,11 @@ def _times(
     histories: list[np.ndarray], num_items: int, stamps: list[np.ndarray] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how often each item was chosen of late, and the mean age of its interactions."""
-    if stamps is None:
-        return np.zeros(num_items), np.zeros(num_items)
-    items, when = np.concatenate(histories), np.concatenate(stamps)
+    items = np.concatenate(histories)
+    when = np.full(len(items), np.nan) if stamps is None else np.concatenate(stamps).astype(float)
     known = ~np.isnan(when)
+    if not known.any():
+        return np.zeros(num_items), np.zeros(num_items)
     items, age = items[known], when[known].max() - when[known]
     recent = np.bincount(items, 0.5 ** (age / HALF_LIFE), num_items)
     count = np.bincount(items, minlength=num_items)

@@ -121,6 +121,18 @@ def test_unknown_tie_break_and_core_too_high(tmp_path):
         read_data(folder, min_interactions=9)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_dates_are_read_as_seconds(tmp_path, suffix):
+    seconds = [0.0, 86400.0, 86400.0, np.nan, 0.0, 3600.0]
+    dates = pd.to_datetime(pd.Series(seconds), unit="s")
+    dates = dates if suffix == "parquet" else dates.dt.strftime("%Y-%m-%dT%H:%M:%S")
+    data = read_data(write(tmp_path, INTERACTIONS.assign(timestamp=dates), suffix=suffix))
+    np.testing.assert_array_equal(np.concatenate(data.timestamps), seconds)
+    wrong = INTERACTIONS.assign(timestamp="soon")
+    with pytest.raises(ValueError, match="`timestamp` holds neither seconds nor dates"):
+        read_data(write(tmp_path, wrong, suffix=suffix))
+
+
 def test_hash_sees_every_change(tmp_path):
     first = read_data(write(tmp_path)).sha256
     assert read_data(write(tmp_path)).sha256 == first
