@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
 # A prompt that is not bound yet holds *placeholder ids*: integers above every vocabulary that name
 # an entity row and a level. They survive padding, packing and truncation as plain ids do.
@@ -87,7 +87,8 @@ class TTDSConfig(PreTrainedConfig):
     """Configuration of `TTDSForCausalLM`: a causal language model with an item and a user tower.
 
     Args:
-        backbone_config: Configuration of the causal language model, as object or dict.
+        backbone_config: Configuration of the causal language model, as object or dict; a dict
+            without a `model_type`, or None, means Llama.
         item_tower: Configuration of the item tower.
         user_tower: Configuration of the user tower; levels, codes and `code_dim` as the items'.
         num_items: Number of items in the catalogue.
@@ -115,10 +116,10 @@ class TTDSConfig(PreTrainedConfig):
     """
 
     model_type = "ttds"
-    sub_configs_defaults = {
-        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-        "item_tower": SubConfigSpec(config_class=TTDSTowerConfig),
-        "user_tower": SubConfigSpec(config_class=TTDSTowerConfig),
+    sub_configs = {
+        "backbone_config": AutoConfig,
+        "item_tower": TTDSTowerConfig,
+        "user_tower": TTDSTowerConfig,
     }
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -143,6 +144,14 @@ class TTDSConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        # Before the parent's part, which hands the attention implementation down to them.
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            backbone = {"model_type": "llama"} | (self.backbone_config or {})
+            self.backbone_config = AutoConfig.for_model(**backbone)
+        for name in ("item_tower", "user_tower"):
+            tower = getattr(self, name)
+            if not isinstance(tower, PreTrainedConfig):
+                setattr(self, name, TTDSTowerConfig(**(tower or {})))
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = bool(self.backbone_config.tie_word_embeddings)
         self.auto_map = {

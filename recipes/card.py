@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from recipes.data import Data
 
 GENERATED_DATA = "toyshop"
-NEEDS = '"transformers>=5.20,<6" torch safetensors'
+NEEDS = '"transformers>=5.17,<6" torch safetensors'
 JOINED, GENERATED = "TTDS", "TTDS, generated only"
 COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10")
 CITATION = """\

@@ -146,7 +146,7 @@ def main(
             folder, destination.repo_id, allow_rare_pairs=options.allow_rare_pairs
         )
         print(f"Published: {destination.send(files)}")
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from modeling_ttds.configuration_ttds import placeholder_ids
+from modeling_ttds.configuration_ttds import TTDSConfig, placeholder_ids
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.building import build_model, build_tokenizer
 
@@ -35,6 +35,26 @@ def prompt(user, items, targets):
     ids = torch.tensor([[5, *shown, *answer]])
     labels = torch.tensor([[-100] * (len(shown) + 1) + answer])
     return ids, labels
+
+
+def test_configuration_of_plain_dicts_is_whole_and_survives_its_folder(tmp_path):
+    assert TTDSConfig().backbone_config.model_type == "llama"
+    backbone = {"model_type": "gpt_neox", "vocab_size": 99, "tie_word_embeddings": True}
+    config = TTDSConfig(
+        backbone_config=backbone,
+        item_tower={"num_codes": 16},
+        user_tower={"num_codes": 16},
+        attn_implementation="eager",
+    )
+    assert config.backbone_config.vocab_size == 99 and config.tie_word_embeddings
+    assert config.item_tower.num_codes == config.user_tower.num_codes == 16
+    assert config.backbone_config._attn_implementation == "eager"
+    assert TTDSConfig(**config.to_dict()).to_dict() == config.to_dict()
+    config.save_pretrained(tmp_path)
+    loaded = TTDSConfig.from_pretrained(tmp_path, attn_implementation="sdpa")
+    assert loaded.backbone_config._attn_implementation == "sdpa"
+    for name in ("backbone_config", "item_tower", "user_tower"):
+        assert getattr(loaded, name).to_dict() == getattr(config, name).to_dict()
 
 
 def test_bind_swaps_placeholders_for_todays_code_tokens(bound):
