@@ -60,7 +60,8 @@ def folder(built, split, shop, options, tmp_path_factory):
         "seconds": 12.3,
     }
     report.write_json(folder / "metrics.json", facts | rows)
-    report.write_run(folder / "run.jsonl", split, "test", lists)
+    for row, found in lists.items():
+        report.write_run(folder / report.run_file(row, lists), split, "test", found)
     for name, content in LITTER.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
@@ -127,7 +128,8 @@ def test_what_is_sent_is_what_the_dry_run_lists(folder, server, publish):
     assert listed(printed) == {name: len(content) for name, content in sent.items()}
     assert len(server.repos["model", "org/name"].commits) == 2, "the first is the Hub's own"
     assert {Path(name).suffix for name in sent} == {".safetensors", ".json", ".jsonl", ".py", ".md"}
-    assert not set(sent) & (LITTER.keys() - {"README.md"}) and "run.jsonl" not in sent
+    assert not set(sent) & (LITTER.keys() - {"README.md"})
+    assert not any(name.startswith("run") for name in sent)
     code = {file.name for file in (ROOT / "modeling_ttds").glob("*_ttds.py")}
     assert {name for name in sent if name.endswith(".py")} == code
     for name in sent.keys() - {"README.md", "config.json", "metrics.json"}:
