@@ -1,12 +1,20 @@
 """The trie of item codes, beam search over it, and the same constraint for `generate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_ttds import KINDS
+
+# transformers calls its keys and values by a new name, and takes the old one until 5.40.
+CACHE = (
+    "cache"
+    if "cache" in {field.name for field in fields(CausalLMOutputWithPast)}
+    else "past_key_values"
+)
 
 
 @dataclass
@@ -137,14 +145,14 @@ class _SharedPrefix:
         self.model = model
         self.lengths = mask.sum(1)  # (batch,)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        self.cache = DynamicCache(config=model.config.get_text_config())
         outputs = model.model(
             inputs_embeds=model.embed(ids),
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=DynamicCache(config=model.config.get_text_config()),
             use_cache=True,
+            **{CACHE: self.cache},
         )
-        self.cache = outputs.past_key_values
         last = (self.lengths - 1)[:, None, None].expand(-1, 1, outputs.last_hidden_state.shape[-1])
         self.state = outputs.last_hidden_state.gather(1, last)  # (batch, 1, hidden)
         self.visible = mask.bool()[:, None]  # (batch, beams, cached)
@@ -167,8 +175,8 @@ class _SharedPrefix:
             inputs_embeds=embeddings,
             attention_mask=attention[:, None],
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
+            **{CACHE: self.cache},
         ).last_hidden_state
 
 

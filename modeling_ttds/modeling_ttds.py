@@ -9,10 +9,11 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import cached_file
+from transformers.utils import cached_file, extract_commit_hash
 
 from .catalogue_ttds import CATALOGUE_FILE, TTDSCatalogueMixin
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
+from .generation_ttds import CACHE
 from .memory_ttds import FEATURES, TTDSGate, TTDSMemory
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .questions_ttds import TTDSQuestionsMixin
@@ -320,7 +321,7 @@ class TTDSForCausalLM(
         return TTDSOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             losses=losses,
@@ -468,14 +469,17 @@ class TTDSForCausalLM(
             "token",
         )
         hub = {name: kwargs[name] for name in where if kwargs.get(name) is not None}
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
         file = cached_file(
             pretrained_model_name_or_path,
             CATALOGUE_FILE,
             _raise_exceptions_for_missing_entries=False,
             **hub,
         )
+        commit = extract_commit_hash(file, None)
+        if commit is not None:  # weights, catalogue and, later, the tokenizer are of one commit
+            hub["revision"] = kwargs["revision"] = commit
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._origin = hub
         if file is not None:
             model.read_catalogue(file)
