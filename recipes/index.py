@@ -123,10 +123,17 @@ def tower_report(tower: TTDSTower, text: Tensor, collaborative: Tensor) -> dict[
     posterior = tower.encode(text, collaborative)
     codes = tower.quantise(posterior.mean).codes
     report = code_usage(codes, tower.config.num_codes)
-    output = tower(text, collaborative)
-    both = posterior.present["text"] & posterior.present["collaborative"]
+    present = posterior.present
+    both = present["text"] & present["collaborative"]
+    errors = dict.fromkeys(posterior.view_means, 0.0)
+    for rows in torch.arange(len(text), device=text.device).split(CHUNK):
+        losses = tower(text[rows], collaborative[rows]).losses  # compares all with all
+        for modality in errors:
+            mean = losses[f"{modality}_reconstruction"].item()
+            errors[modality] += mean * present[modality][rows].sum().item()
     for modality, view in posterior.view_means.items():
-        report[f"{modality}_reconstruction"] = output.losses[f"{modality}_reconstruction"].item()
+        count = present[modality].sum().item()
+        report[f"{modality}_reconstruction"] = errors[modality] / max(count, 1)
         first = tower.quantise(view[both]).codes[:, 0]
         report[f"{modality}_agreement"] = (first == codes[both, 0]).float().mean().item()
     return report

@@ -7,7 +7,15 @@ from torch.distributions import Normal, kl_divergence
 from modeling_ttds.configuration_ttds import TTDSConfig, TTDSTowerConfig
 from modeling_ttds.index_ttds import unique_codes
 from modeling_ttds.towers_ttds import TTDSTower
-from recipes.index import code_usage, fit_tower, init_codebooks, refresh_index, revive_dead_codes
+from recipes.index import (
+    CHUNK,
+    code_usage,
+    fit_tower,
+    init_codebooks,
+    refresh_index,
+    revive_dead_codes,
+    tower_report,
+)
 
 
 @pytest.fixture
@@ -126,6 +134,17 @@ def test_fitting_finds_the_groups(entities):
     assert ((codes[:, None] == codes[None]) == same).float().mean() > 0.9
     assert report["text_agreement"] > 0.9 and report["collaborative_agreement"] > 0.9
     assert report["perplexity_0"] > 6
+
+
+def test_report_of_many_entities_is_the_mean_over_those_present(tower):
+    text, collaborative = torch.randn(CHUNK + 50, 12), torch.randn(CHUNK + 50, 6)
+    text[20:] = 0  # a part where nobody has a text
+    report = tower_report(tower, text, collaborative)
+    latents = tower.encode(text, collaborative).mean
+    decoded = tower.decode(tower.quantise(latents).vectors.sum(1))
+    for name, x, present in (("text", text, 20), ("collaborative", collaborative, CHUNK + 50)):
+        errors = (decoded[name] - tower.norms[name](x)).square().mean(-1)[:present]
+        assert report[f"{name}_reconstruction"] == pytest.approx(errors.mean().item(), rel=1e-4)
 
 
 def test_two_hundred_identical_items_get_codes_of_their_own(tower):
