@@ -121,10 +121,10 @@ def test_ours_is_compared_with_the_baseline_best_on_validation(split, results):
     keep(split, "popularity", 0, popular, 0.3)
     keep(split, "item-kNN", 0, first, 0.2)  # better on test, which must not count
     keep(split, "perfect ranker", 0, first, 1.0)
-    keep(split, "gate without a language model", 0, [[]] * len(target), 0.1)
+    keep(split, "gate without a language model", 0, [[]] * len(target), 0.8)  # ours in part
     found = compare.compare(split, "shop", "published")
     assert found["best_baseline"] == "popularity" and found["of"]["seeds"] == [0, 1]
-    assert list(found["against"]) == ["popularity", "gate without a language model"]
+    assert set(found["against"]) == {"popularity", "gate without a language model"}
     groups = found["against"]["popularity"]["slices"]
     hits = evaluate_run(split, "test", popular)
     for name in ("all", "cold", "head", "tail"):
@@ -164,7 +164,7 @@ def test_tables_without_results_say_so():
     names = ("ranking x", "slices x", "codes x", "ablation", "forms", "cold", "decoding", "ties",
              "compare", "targets")  # fmt: skip
     text = "\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in names)
-    assert tables.filled(text, []).count("No result yet.") == len(names) - 1 + 2 * 4
+    assert tables.filled(text, []).count("No result yet.") == len(names) - 1 + 3 * 4
 
 
 def test_gpu_jobs_at_toy_size_stop_resume_and_are_passed_over(tmp_path):
