@@ -2,8 +2,8 @@
 
 python benchmarks/compare.py --name scientific --dataset_name FOLDER
 
-Reads the ranked lists kept beside the results and resamples users. The best other baseline is the one
-best on validation targets. A method with several seeds counts by the mean over them, per user.
+Reads the ranked lists kept beside the results and resamples users. The best other baseline is so on
+validation targets. A method with several seeds counts by the mean over them, per user.
 """
 
 import argparse
