@@ -2,8 +2,8 @@
 
 python benchmarks/compare.py --name scientific --dataset_name FOLDER
 
-Reads the ranked lists kept beside the results and resamples users. The best other baseline is so on
-validation targets. A method with several seeds counts by the mean over them, per user.
+Reads the ranked lists kept beside the results and resamples users. Validation targets say which
+baseline is best. A method with several seeds counts by the mean over them, per user.
 """
 
 import argparse
@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import (  # noqa: E402
-    GATE,
     best_baseline,
     dataset_name,
     ranking_runs,
@@ -29,7 +28,7 @@ from benchmarks.result import (  # noqa: E402
     write_result,
 )
 from recipes import toyshop  # noqa: E402
-from recipes.card import JOINED  # noqa: E402
+from recipes.card import GATE, JOINED  # noqa: E402
 from recipes.data import Split, read_data, split_data  # noqa: E402
 from recipes.metrics import slices  # noqa: E402
 

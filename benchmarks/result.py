@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 
-from recipes.card import JOINED
+from recipes.card import GATE, JOINED
 from recipes.report import hardware, slug, write_json
 
 RESULTS = Path(os.environ.get("TTDS_RESULTS", Path(__file__).parent / "results"))
 LARGEST_RUN_FILE = 3_000_000
-GATE = "gate without a language model"
 # As of the start: a commit may be made while something runs. Where no repository is, it is told.
 COMMIT = (
     os.environ.get("TTDS_COMMIT")

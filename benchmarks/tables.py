@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import GATE, best_baseline, order, ranking_runs, results  # noqa: E402
-from recipes.card import JOINED  # noqa: E402
+from benchmarks.result import best_baseline, order, ranking_runs, results  # noqa: E402
+from recipes.card import GATE, JOINED  # noqa: E402
 
 METRICS = (
     "HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10", "cold_NDCG@10",
@@ -24,7 +24,7 @@ SLICES = ("all", "later", "cold", "head", "tail")
 ORDER = (
     "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, generated only",
     "TTDS, generated only (static, GPU)", "TTDS, generated only (full, GPU)",
-    "gate without a language model", "counts + text", "transition counts", "item-kNN", "EASE",
+    GATE, "counts + text", "transition counts", "item-kNN", "EASE",
     "SASRec, full cross-entropy", "TIGER, static text codes", "TIGER (cornac)", "RPG (cornac)",
     "SASRec (RecTools)", "popularity", "perfect ranker",
 )  # fmt: skip
@@ -174,14 +174,18 @@ def targets_table(rows: list[dict]) -> str:
     for dataset, targets in TARGETS.items():
         methods = ranking_runs(rows, dataset)
         best = best_baseline(methods)
-        cells, means = [], {}
-        for method in (JOINED, GATE, best):
-            values = [measured(methods.get(method, []), m) for m in ("HR@10", "NDCG@10")]
-            cells.append(" / ".join(map(over_seeds, values)) if all(values) else EMPTY)
-            means[method] = [statistics.mean(v) for v in values] if all(values) else []
+        values = {
+            method: [measured(methods.get(method, []), m) for m in ("HR@10", "NDCG@10")]
+            for method in (JOINED, GATE, best)
+        }
+        cells = [" / ".join(map(over_seeds, v)) if all(v) else EMPTY for v in values.values()]
         if best:
             cells[2] += f" ({best})"
-        margins = [f"{o / t - 1:+.1%}" for o, t in zip(means[JOINED], means[best], strict=False)]
+        margins = [
+            f"{statistics.mean(ours) / statistics.mean(theirs) - 1:+.1%}"
+            for ours, theirs in zip(values[JOINED], values[best], strict=True)
+            if ours and theirs
+        ]
         aims = [f"{hits:.3f} / {gain:.3f}" for hits, gain in targets.values()]
         lines.append([dataset, *cells, " / ".join(margins), *aims])
     heads = ["HR@10 / NDCG@10", "TTDS", GATE, "best other baseline", "TTDS above it"]

@@ -203,13 +203,7 @@ class TTDSTower(nn.Module):
         path = self.quantise(latent)
         quantised = path.vectors.sum(1)
         straight_through = latent + (quantised - latent).detach()
-        decoded = self.decode(straight_through)
-
-        inputs = {"text": text, "collaborative": collaborative}
-        losses = {}
-        for m in MODALITIES:
-            error = (decoded[m] - self.norms[m](inputs[m].to(latent.dtype))).square().mean(-1)
-            losses[f"{m}_reconstruction"] = _masked_mean(error, posterior.present[m])
+        losses = self.reconstruction(straight_through, text, collaborative, posterior.present)
         variance = posterior.log_variance.exp()
         losses["kl"] = (
             0.5 * (posterior.mean.square() + variance - 1 - posterior.log_variance).sum(-1).mean()
@@ -233,6 +227,26 @@ class TTDSTower(nn.Module):
             + config.balance_weight * losses["balance"]
         )
         return TTDSTowerOutput(loss, losses, path)
+
+    def reconstruction(
+        self, vectors: Tensor, text: Tensor, collaborative: Tensor, present: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return `text_reconstruction` and `collaborative_reconstruction`.
+
+        Mean squared errors of the standardised embeddings, over the entities that have them.
+
+        Args:
+            vectors: Quantised latents, (batch, code_dim).
+            text: Text embeddings, (batch, text_dim).
+            collaborative: Collaborative embeddings, (batch, collaborative_dim).
+            present: Per modality, who has it, (batch,).
+        """
+        decoded, inputs = self.decode(vectors), {"text": text, "collaborative": collaborative}
+        losses = {}
+        for m in MODALITIES:
+            error = (decoded[m] - self.norms[m](inputs[m].to(vectors.dtype))).square().mean(-1)
+            losses[f"{m}_reconstruction"] = _masked_mean(error, present[m])
+        return losses
 
     def _modality_dropout(self, text: Tensor) -> dict[str, Tensor] | None:
         if not self.training or self.config.modality_dropout == 0:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 GENERATED_DATA = "toyshop"
 NEEDS = '"transformers>=5.17,<6" torch safetensors'
 JOINED, GENERATED = "TTDS", "TTDS, generated only"
+GATE = "gate without a language model"
 COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10")
 CITATION = """\
 @misc{yin2024unleash,

@@ -12,7 +12,7 @@ from modeling_ttds.memory_ttds import FEATURES, MODEL_FEATURES, TTDSGate, TTDSMe
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
 from recipes.baselines import transition_matrix
-from recipes.card import GENERATED, JOINED
+from recipes.card import GATE, GENERATED, JOINED
 from recipes.data import Split
 from recipes.metrics import evaluate_run
 
@@ -236,7 +236,7 @@ def with_model(items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     return items, features
 
 
-VIEWS = {"gate without a language model": without_model, JOINED: with_model}
+VIEWS = {GATE: without_model, JOINED: with_model}
 
 
 def join(

@@ -121,21 +121,14 @@ def tower_report(tower: TTDSTower, text: Tensor, collaborative: Tensor) -> dict[
         first code the view alone finds).
     """
     posterior = tower.encode(text, collaborative)
-    codes = tower.quantise(posterior.mean).codes
-    report = code_usage(codes, tower.config.num_codes)
-    present = posterior.present
-    both = present["text"] & present["collaborative"]
-    errors = dict.fromkeys(posterior.view_means, 0.0)
-    for rows in torch.arange(len(text), device=text.device).split(CHUNK):
-        losses = tower(text[rows], collaborative[rows]).losses  # compares all with all
-        for modality in errors:
-            mean = losses[f"{modality}_reconstruction"].item()
-            errors[modality] += mean * present[modality][rows].sum().item()
+    path = tower.quantise(posterior.mean)
+    report = code_usage(path.codes, tower.config.num_codes)
+    errors = tower.reconstruction(path.vectors.sum(1), text, collaborative, posterior.present)
+    both = posterior.present["text"] & posterior.present["collaborative"]
     for modality, view in posterior.view_means.items():
-        count = present[modality].sum().item()
-        report[f"{modality}_reconstruction"] = errors[modality] / max(count, 1)
+        report[f"{modality}_reconstruction"] = errors[f"{modality}_reconstruction"].item()
         first = tower.quantise(view[both]).codes[:, 0]
-        report[f"{modality}_agreement"] = (first == codes[both, 0]).float().mean().item()
+        report[f"{modality}_agreement"] = (first == path.codes[both, 0]).float().mean().item()
     return report
 
 
