@@ -46,7 +46,7 @@ def grid(**values: tuple) -> list[dict]:
 GRIDS = {
     "popularity": [{}],
     "transition counts": grid(reverse=(0.25, 0.5, 1.0), decay=(0.35, 0.5, 0.65, 0.8)),
-    TEXT: grid(decay=(0.5, 0.65), temperature=(0.03, 0.05, 0.07), weight=(0.1, 0.3)),
+    TEXT: grid(decay=(0.5, 0.65), temperature=(0.05, 0.07), weight=(0.3, 0.6, 1.0)),
     "item-kNN": grid(power=(0.0, 0.1, 0.3, 0.5), decay=(0.65, 0.8, 1.0)),
     "EASE": grid(l2=(200.0, 50.0, 1000.0, 10.0), decay=(0.5, 0.8, 1.0)),
     SASREC: grid(num_layers=(2, 1), hidden_size=(64, 128), dropout=(0.5, 0.2)),
