@@ -6,7 +6,8 @@ python benchmarks/baseline.py --name toys --dataset_name FOLDER
     --method sasrec-full-cross-entropy --max_configurations 3
 
 Every method has the same budget of at most twelve configurations; the JSON holds what each scored.
-Of SASRec, seed 0 tunes and other seeds take what it chose; `all` is all others.
+Counts + text starts from what transition counts chose. Of SASRec, seed 0 tunes and other seeds take
+what it chose; `all` is all others.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from recipes.metrics import evaluate_run  # noqa: E402
 from recipes.sasrec import SASRecSettings, fit_sasrec, rank_sasrec  # noqa: E402
 
 TOP_K = 20
-TEXT, SASREC = "counts + text", "SASRec, full cross-entropy"
+COUNTS, TEXT, SASREC = "transition counts", "counts + text", "SASRec, full cross-entropy"
 
 
 def grid(**values: tuple) -> list[dict]:
@@ -45,15 +46,15 @@ def grid(**values: tuple) -> list[dict]:
 # The first of a grid are those for data on which all would take hours.
 GRIDS = {
     "popularity": [{}],
-    "transition counts": grid(reverse=(0.25, 0.5, 1.0), decay=(0.35, 0.5, 0.65, 0.8)),
-    TEXT: grid(decay=(0.5, 0.65), temperature=(0.05, 0.07), weight=(0.3, 0.6, 1.0)),
+    COUNTS: grid(reverse=(0.25, 0.5, 1.0), decay=(0.35, 0.5, 0.65, 0.8)),
+    TEXT: grid(temperature=(0.05, 0.07), weight=(0.3, 0.6, 1.0)),
     "item-kNN": grid(power=(0.0, 0.1, 0.3, 0.5), decay=(0.65, 0.8, 1.0)),
     "EASE": grid(l2=(200.0, 50.0, 1000.0, 10.0), decay=(0.5, 0.8, 1.0)),
     SASREC: grid(num_layers=(2, 1), hidden_size=(64, 128), dropout=(0.5, 0.2)),
 }
 FUNCTIONS = {
     "popularity": baselines.popularity,
-    "transition counts": baselines.transitions,
+    COUNTS: baselines.transitions,
     TEXT: baselines.counts_and_text,
     "item-kNN": baselines.item_knn,
     "EASE": baselines.ease,
@@ -86,14 +87,16 @@ def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
     name = result_name(arguments.name, arguments.tie_break, method, arguments.seed)
     configs = GRIDS[method][: arguments.max_configurations]
     tuning = {"configurations": len(configs), "validation NDCG@10": []}
-    if method == SASREC and arguments.seed:
-        tuned = RESULTS / f"{result_name(arguments.name, arguments.tie_break, method, 0)}.json"
+    source = COUNTS if method == TEXT else SASREC if method == SASREC and arguments.seed else None
+    if source:
+        tuned = RESULTS / f"{result_name(arguments.name, arguments.tie_break, source, 0)}.json"
         if not tuned.exists():
-            raise FileNotFoundError(
-                f"`--seed` {arguments.seed} takes the settings of {tuned}; run seed 0 first."
-            )
-        configs = [json.loads(tuned.read_text("utf-8"))["config"]]
-        tuning = {"configurations": 0, "settings of": tuned.name, "validation NDCG@10": []}
+            raise FileNotFoundError(f"{name} takes settings of {tuned}; make that result first.")
+        settings = json.loads(tuned.read_text("utf-8"))["config"]
+        tuning["settings of"] = tuned.name
+        if source == method:
+            configs, tuning["configurations"] = [{}], 0
+        configs = [settings | config for config in configs]
     best = None
     for config in configs:
         ranker = fit(split, method, config, arguments.seed, Path(arguments.dataset_name))
