@@ -1,5 +1,6 @@
 """The harness: what a result keeps, and what is made of results."""
 
+import argparse
 import json
 import signal
 import statistics
@@ -9,8 +10,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from benchmarks import compare, result, tables
+from benchmarks import baseline, compare, result, tables
 from recipes import baselines
 from recipes.data import write_data
 from recipes.metrics import evaluate_run
@@ -207,3 +210,23 @@ def test_settings_for_a_gpu_are_those_the_jobs_name():
     for command in gpu.jobs(gpu.DATASETS, ROOT, ROOT / "outputs", toy=False).values():
         if "--config" in command:
             assert (ROOT / command[command.index("--config") + 1]).exists()
+
+
+def test_counts_and_text_starts_from_the_tuned_counts(split, results, tmp_path, monkeypatch):
+    monkeypatch.setattr(baseline, "RESULTS", results)
+    save_file({"text": torch.eye(split.num_items)}, tmp_path / "text_embeddings.safetensors")
+    arguments = argparse.Namespace(
+        name="shop", dataset_name=str(tmp_path), tie_break="published", seed=0, max_configurations=2
+    )
+    with pytest.raises(FileNotFoundError, match="shop-transition-counts-seed0.json; make that"):
+        baseline.measure(arguments, split, baseline.TEXT)
+    assert not results.exists()
+    for method in (baseline.COUNTS, baseline.TEXT):
+        baseline.measure(arguments, split, method)
+    counts, both = (
+        json.loads((results / f"shop-{name}-seed0.json").read_text())
+        for name in ("transition-counts", "counts-text")
+    )
+    assert both["config"].items() >= counts["config"].items()
+    scores = [tried["NDCG@10"] for tried in both["tuning"]["validation NDCG@10"]]
+    assert len(scores) == 2 and both["validation"]["NDCG@10"] == max(scores)
