@@ -85,18 +85,19 @@ def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
     """Tune and evaluate one method, and write its result."""
     begun = time.perf_counter()
     name = result_name(arguments.name, arguments.tie_break, method, arguments.seed)
-    configs = GRIDS[method][: arguments.max_configurations]
+    configs, source = GRIDS[method][: arguments.max_configurations], None
     tuning = {"configurations": len(configs), "validation NDCG@10": []}
-    source = COUNTS if method == TEXT else SASREC if method == SASREC and arguments.seed else None
+    if method == TEXT:
+        source = COUNTS
+    elif method == SASREC and arguments.seed:
+        source, configs, tuning["configurations"] = SASREC, [{}], 0
     if source:
         tuned = RESULTS / f"{result_name(arguments.name, arguments.tie_break, source, 0)}.json"
         if not tuned.exists():
             raise FileNotFoundError(f"{name} takes settings of {tuned}; make that result first.")
         settings = json.loads(tuned.read_text("utf-8"))["config"]
-        tuning["settings of"] = tuned.name
-        if source == method:
-            configs, tuning["configurations"] = [{}], 0
         configs = [settings | config for config in configs]
+        tuning["settings of"] = tuned.name
     best = None
     for config in configs:
         ranker = fit(split, method, config, arguments.seed, Path(arguments.dataset_name))
