@@ -2,6 +2,7 @@ PYTHON ?= python3
 # On Linux, torch 2.13.0 from the package index may bring CUDA; TORCH names another build.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test floors quality tables
@@ -20,7 +21,7 @@ demo: .venv/installed   ## train on the generated data set, print the table
 	$(BIN)/accelerate launch recipes/sft.py
 
 test: .venv/installed   ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(PYTEST)
 
 # Pip takes newest versions only; uv takes lowest. It keeps the torch that is there.
 floors:          ## run the tests on the lowest versions that pyproject.toml names, torch aside
@@ -29,7 +30,7 @@ floors:          ## run the tests on the lowest versions that pyproject.toml nam
 	.venv-floors/bin/pip install -q "$(TORCH)" uv
 	.venv-floors/bin/uv pip install -q --python .venv-floors/bin/python \
 		--resolution lowest-direct -e ".[dev]"
-	.venv-floors/bin/python -m pytest -q
+	.venv-floors/bin/python $(PYTEST)
 
 quality: .venv/installed   ## lint and formatting
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Build the memory from training histories and fit the gate on validation targets."""
 
+from pathlib import Path
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 
+from modeling_ttds import memory_ttds
 from modeling_ttds.generation_ttds import TTDSCandidates, beam_search
 from modeling_ttds.memory_ttds import FEATURES, MODEL_FEATURES, TTDSGate, TTDSMemory
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
@@ -14,12 +17,15 @@ from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
 from recipes.baselines import transition_matrix
 from recipes.card import GATE, GENERATED, JOINED
 from recipes.data import Split
+from recipes.embeddings import cached, hashed
 from recipes.metrics import evaluate_run
 
 LONGEST = 50
 LATE = 6  # how many of a history's newest items count as late ones, each half as much as the next
 HALF_LIFE, YEAR = 120 * 86400, 365 * 86400  # seconds
 PRIOR = 3  # interactions of average age that an item's mean age starts from
+AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
+CODE = [Path(file).read_text("utf-8") for file in (__file__, memory_ttds.__file__)]
 
 
 def build_memory(
@@ -146,6 +152,8 @@ def fit_gate(
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     seed: int = 0,
+    name: str = "gate",
+    folder: Path | None = None,
 ) -> TTDSGate:
     """Fit a gate by softmax cross-entropy over candidates.
 
@@ -157,31 +165,51 @@ def fit_gate(
         batch_size: Users per step.
         learning_rate: Of AdamW.
         seed: Seed of weights, order and dropout.
+        name: What the progress bar calls it.
+        folder: Keeps the fit when it is finished; the same fit is not made twice.
     """
     torch.manual_seed(seed)
     found = target >= 0
     items, features, target = items[found], features[found], target[found]
     gate = TTDSGate(len(FEATURES))
-    flat = features[items >= 0]
-    gate.mean.copy_(flat.mean(0))
-    gate.std.copy_(flat.std(0).clamp_min(1e-6))
-    optimizer = torch.optim.AdamW(gate.parameters(), lr=learning_rate, weight_decay=1e-2)
-    steps = num_epochs * -(-len(features) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    gate.train()
-    for _ in range(num_epochs):
-        for rows in torch.randperm(len(features)).split(batch_size):
-            scores = gate(features[rows]).masked_fill(items[rows] < 0, -torch.inf)
-            loss = F.cross_entropy(scores, target[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+
+    def fit() -> Tensor:
+        flat = features[items >= 0]
+        gate.mean.copy_(flat.mean(0))
+        gate.std.copy_(flat.std(0).clamp_min(1e-6))
+        optimizer = torch.optim.AdamW(gate.parameters(), lr=learning_rate, weight_decay=1e-2)
+        steps = num_epochs * -(-len(features) // batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        gate.train()
+        for _ in tqdm(range(num_epochs), desc=name, unit="pass"):
+            for rows in torch.randperm(len(features)).split(batch_size):
+                optimizer.zero_grad()
+                for part in rows.split(AT_ONCE):
+                    scores = gate(features[part]).masked_fill(items[part] < 0, -torch.inf)
+                    loss = F.cross_entropy(scores, target[part], reduction="sum") / len(rows)
+                    loss.backward()
+                optimizer.step()
+                schedule.step()
+        return torch.cat([tensor.flatten() for tensor in gate.state_dict().values()])
+
+    settings = [num_epochs, batch_size, learning_rate, seed]
+    key = {"data": hashed(items, features, target), "settings": settings, "code": CODE}
+    state = gate.state_dict().values()
+    kept = cached(folder, "gate", key, fit).split([tensor.numel() for tensor in state])
+    for tensor, values in zip(state, kept, strict=True):
+        tensor.copy_(values.view_as(tensor))
     return gate.eval()
 
 
 def cross_fit(
-    items: Tensor, features: Tensor, target: Tensor, *, num_folds: int = 4, seed: int = 0, **fit
+    items: Tensor,
+    features: Tensor,
+    target: Tensor,
+    *,
+    num_folds: int = 4,
+    seed: int = 0,
+    name: str = "gate",
+    **fit,
 ) -> Tensor:
     """Return ranked lists of users whose own targets their gate has not seen, (num_users, 20).
 
@@ -191,6 +219,7 @@ def cross_fit(
         target: Which candidate is the target, or -1, (num_users,).
         num_folds: Parts the users are dealt into.
         seed: Seed of the deal and of every fit.
+        name: What the progress bars call it.
         **fit: As of `fit_gate`.
     """
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
@@ -199,7 +228,8 @@ def cross_fit(
         held = order[fold::num_folds]
         rest = torch.ones(len(items), dtype=torch.bool)
         rest[held] = False
-        gate = fit_gate(items[rest], features[rest], target[rest], seed=seed, **fit)
+        part = f"{name}, part {fold + 1} of {num_folds}"
+        gate = fit_gate(items[rest], features[rest], target[rest], seed=seed, name=part, **fit)
         lists[held] = ranked(gate, items[held], features[held])
     return lists
 
@@ -240,7 +270,13 @@ VIEWS = {GATE: without_model, JOINED: with_model}
 
 
 def join(
-    model: TTDSForCausalLM, split: Split, *, num_beams: int, min_count: int, seed: int
+    model: TTDSForCausalLM,
+    split: Split,
+    *,
+    num_beams: int,
+    min_count: int,
+    seed: int,
+    folder: Path | None = None,
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
     """Give the model a memory and a gate, and measure what each part brings.
 
@@ -253,6 +289,7 @@ def join(
         num_beams: Beams that join the candidates.
         min_count: Least number of users behind a pair of items the memory keeps.
         seed: Seed of the fits.
+        folder: Keeps the finished fits, so that a call after a stop goes on from there.
 
     Returns:
         Metrics per split and row, and per row the lists of the test users.
@@ -265,8 +302,9 @@ def join(
     for row, view in VIEWS.items():
         seen, described = view(items, features)
         found = torch.where(target < seen.shape[1], target, -1)
-        lists["validation"][row] = cross_fit(seen, described, found, seed=seed)
-        gates[row] = fit_gate(seen, described, found, seed=seed)
+        fit = {"seed": seed, "name": f"fit {row}", "folder": folder}
+        lists["validation"][row] = cross_fit(seen, described, found, **fit)
+        gates[row] = fit_gate(seen, described, found, **fit)
     recall = (target >= 0).float().mean().item()
     items, features, _, generated = gate_data(model, split, "test", num_beams)
     lists["test"][GENERATED] = generated[:, :20]

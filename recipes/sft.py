@@ -106,6 +106,7 @@ def main(
             num_beams=options.num_beams,
             min_count=options.memory_min_count,
             seed=training.seed,
+            folder=folder / "gates",
         )
     else:
         rows, lists = {"validation": {}, "test": {}}, {}
@@ -134,6 +135,7 @@ def main(
         "seconds": round(time.perf_counter() - begun, 1),
     }
     report.write_json(folder / "metrics.json", facts | rows)
+    shutil.rmtree(folder / "gates", ignore_errors=True)
     hub.write_card(folder, training.hub_model_id or str(folder))
     print(report.examples(model, split))
     print(f"\n{report.table(rows['test'])}\n")

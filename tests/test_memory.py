@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from modeling_ttds.memory_ttds import FEATURES, TTDSGate, TTDSMemory, TTDSRecall
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from recipes.embeddings import hashed
 from recipes.gate import build_memory, cross_fit, fit_gate, without_model
 
 HISTORIES = [np.array(h) for h in ([0, 1, 2], [0, 1], [3, 1], [2])]
@@ -133,10 +135,10 @@ def test_gate_learns_a_planted_signal_and_not_from_others():
     features = torch.randn(600, 6, len(FEATURES))
     lm = FEATURES.index("lm")
     target = features[:, :5, lm].argmax(1)
-    lists = cross_fit(items, features, target, num_epochs=20, batch_size=16)
+    lists = cross_fit(items, features, target, num_epochs=20, batch_size=40)
     assert (lists[:, 0] == target).float().mean() > 0.9
     assert (lists[:, 4] >= 0).all() and (lists[:, 5:] == -1).all()
-    blind = cross_fit(*without_model(items, features), target, num_epochs=20, batch_size=16)
+    blind = cross_fit(*without_model(items, features), target, num_epochs=20, batch_size=40)
     assert (blind[:, 0] == target).float().mean() < 0.4
 
 
@@ -147,6 +149,30 @@ def test_fit_is_the_same_for_a_seed():
     first, second = (fit_gate(items, features, target, num_epochs=2, seed=3) for _ in range(2))
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_finished_fit_is_not_made_again(tmp_path):
+    torch.manual_seed(0)
+    items, features = torch.arange(4).expand(50, 4), torch.randn(50, 4, len(FEATURES))
+    target = torch.randint(-1, 4, (50,))
+    fit = {"num_epochs": 2, "folder": tmp_path}
+    fitted = fit_gate(items, features, target, **fit)
+    (file,) = tmp_path.iterdir()
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(
+            fitted.state_dict().values(),
+            fit_gate(items, features, target, num_epochs=2).state_dict().values(),
+            strict=True,
+        )
+    )
+    marked = torch.full_like(load_file(file)["gate"], 0.5)  # nothing a fit would come to
+    save_file({"gate": marked}, file, metadata={"hash": hashed(marked)})
+    taken = fit_gate(items, features, target, **fit)
+    assert all((tensor == 0.5).all() for tensor in taken.state_dict().values())
+    for changed in ((items, features + 1, target), (items, features, target.roll(1))):
+        assert (fit_gate(*changed, **fit).layers[0].weight != 0.5).any()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.fixture

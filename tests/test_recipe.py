@@ -60,6 +60,7 @@ def test_run_ends_with_table_examples_and_a_folder(whole):
     assert metrics["unique_codes"] == 1 and 0 <= metrics["invalid_rate"] <= 1
     assert len((folder / "run.jsonl").read_text().splitlines()) == metrics["users"]
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.tmp"))
+    assert not (folder / "gates").exists()
 
 
 def test_every_part_of_the_decoder_trains(whole, recipe):
