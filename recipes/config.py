@@ -47,6 +47,8 @@ class TTDSArguments:
         entity_weight: Weight of the token alignment per entity.
         gate: Whether to fit a memory and a gate after tuning.
         memory_min_count: Least number of users behind a pair of items the memory keeps.
+        new_item_rate: Share of the candidates that the gate, while it is fitted, sees as if nobody
+            had chosen them, so that it can judge new items.
         allow_rare_pairs: Whether `push_to_hub` may send pairs behind which a single user stands.
         num_beams: Prefixes kept per level at evaluation.
         eval_users: How many users the validation while tuning looks at.
@@ -92,6 +94,7 @@ class TTDSArguments:
     entity_weight: float = 0.0
     gate: bool = True
     memory_min_count: int = 1
+    new_item_rate: float = 0.1
     allow_rare_pairs: bool = False
     num_beams: int = 50
     eval_users: int = 1000
@@ -102,6 +105,10 @@ class TTDSArguments:
             value = getattr(self, name)
             if isinstance(value, str):  # from the command line
                 setattr(self, name, _mapping(name, value))
+        if not 0 <= self.new_item_rate < 1:
+            raise ValueError(
+                f"`new_item_rate` is {self.new_item_rate}; give a share from 0 to below 1."
+            )
 
 
 def _mapping(name: str, text: str) -> dict:

@@ -1,5 +1,6 @@
 """Build the memory from training histories and fit the gate on validation targets."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from tqdm.auto import tqdm
 
 from modeling_ttds import memory_ttds
 from modeling_ttds.generation_ttds import TTDSCandidates, beam_search
-from modeling_ttds.memory_ttds import FEATURES, MODEL_FEATURES, TTDSGate, TTDSMemory
+from modeling_ttds.memory_ttds import (
+    BLEND,
+    FEATURES,
+    FLOOR,
+    MODEL_FEATURES,
+    TTDSGate,
+    TTDSMemory,
+)
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
 from recipes.baselines import transition_matrix
@@ -25,6 +33,14 @@ LATE = 6  # how many of a history's newest items count as late ones, each half a
 HALF_LIFE, YEAR = 120 * 86400, 365 * 86400  # seconds
 PRIOR = 3  # interactions of average age that an item's mean age starts from
 AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
+UNKNOWN_OF_NEW = (
+    "counts", "links", "log_popularity", "log_late", "log_recent", "era", "collaborative",
+    "last_collaborative", "nearest_collaborative",
+)  # fmt: skip
+UNKNOWN_LOGS_OF_NEW = (
+    "log_counts", "log_follow", "log_company", "log_strongest", "log_last_company",
+    "log_newest_follow",
+)  # fmt: skip
 CODE = [Path(file).read_text("utf-8") for file in (__file__, memory_ttds.__file__)]
 
 
@@ -151,6 +167,7 @@ def fit_gate(
     num_epochs: int = 16,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
+    new_item_rate: float = 0.0,
     seed: int = 0,
     name: str = "gate",
     folder: Path | None = None,
@@ -164,6 +181,7 @@ def fit_gate(
         num_epochs: Passes over the users.
         batch_size: Users per step.
         learning_rate: Of AdamW.
+        new_item_rate: Share of the candidates that each step shows `as_new`.
         seed: Seed of weights, order and dropout.
         name: What the progress bar calls it.
         folder: Keeps the fit when it is finished; the same fit is not made twice.
@@ -185,20 +203,51 @@ def fit_gate(
             for rows in torch.randperm(len(features)).split(batch_size):
                 optimizer.zero_grad()
                 for part in rows.split(AT_ONCE):
-                    scores = gate(features[part]).masked_fill(items[part] < 0, -torch.inf)
+                    shown = features[part]
+                    if new_item_rate:
+                        hidden = torch.rand(shown.shape[:2]) < new_item_rate
+                        new = as_new(items[part], shown)
+                        shown = torch.where(hidden[..., None], new, shown)
+                    scores = gate(shown).masked_fill(items[part] < 0, -torch.inf)
                     loss = F.cross_entropy(scores, target[part], reduction="sum") / len(rows)
                     loss.backward()
                 optimizer.step()
                 schedule.step()
         return torch.cat([tensor.flatten() for tensor in gate.state_dict().values()])
 
-    settings = [num_epochs, batch_size, learning_rate, seed]
+    settings = [num_epochs, batch_size, learning_rate, new_item_rate, seed]
     key = {"data": hashed(items, features, target), "settings": settings, "code": CODE}
     state = gate.state_dict().values()
     kept = cached(folder, "gate", key, fit).split([tensor.numel() for tensor in state])
     for tensor, values in zip(state, kept, strict=True):
         tensor.copy_(values.view_as(tensor))
     return gate.eval()
+
+
+def as_new(items: Tensor, features: Tensor) -> Tensor:
+    """Return features as every candidate would have them if nobody had chosen it yet.
+
+    A gate that sees some candidates so while it is fitted learns to judge new items by what is left
+    (DropoutNet, Volkovs et al. 2017): text, brand, category, and the language model's first code.
+    Of whole codes it never saw the language model expects little: the least of the list.
+
+    Args:
+        items: Item rows, padded with -1, (num_users, num_candidates).
+        features: (num_users, num_candidates, num_features).
+    """
+    column = dict(zip(FEATURES, features.unbind(-1), strict=True))
+    least = {
+        name: column[name].masked_fill(items < 0, torch.inf).amin(1, keepdim=True)
+        for name in ("lm", "lm_gap")
+    }
+    step = (column["era_step"] - column["era"]) * (column["log_length"] > 0)
+    new = {name: torch.zeros_like(column[name]) for name in UNKNOWN_OF_NEW}
+    new |= {name: torch.full_like(column[name], math.log(FLOOR)) for name in UNKNOWN_LOGS_OF_NEW}
+    new |= {name: value.expand_as(step) for name, value in least.items()}
+    new["log_blend"] = (BLEND * column["text"] + FLOOR).log()
+    # Of the history's mean era only distances are known; its last item's era stands for it.
+    new |= {"era_step": step, "era_distance": step.abs(), "history_era_distance": step.abs()}
+    return torch.stack(list((column | new).values()), dim=-1)
 
 
 def cross_fit(
@@ -275,6 +324,7 @@ def join(
     *,
     num_beams: int,
     min_count: int,
+    new_item_rate: float,
     seed: int,
     folder: Path | None = None,
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
@@ -288,6 +338,7 @@ def join(
         split: The split.
         num_beams: Beams that join the candidates.
         min_count: Least number of users behind a pair of items the memory keeps.
+        new_item_rate: Share of the candidates shown as if nobody had chosen them.
         seed: Seed of the fits.
         folder: Keeps the finished fits, so that a call after a stop goes on from there.
 
@@ -302,7 +353,9 @@ def join(
     for row, view in VIEWS.items():
         seen, described = view(items, features)
         found = torch.where(target < seen.shape[1], target, -1)
-        fit = {"seed": seed, "name": f"fit {row}", "folder": folder}
+        fit = {
+            "new_item_rate": new_item_rate, "seed": seed, "name": f"fit {row}", "folder": folder
+        }  # fmt: skip
         lists["validation"][row] = cross_fit(seen, described, found, **fit)
         gates[row] = fit_gate(seen, described, found, **fit)
     recall = (target >= 0).float().mean().item()

@@ -105,6 +105,7 @@ def main(
             split,
             num_beams=options.num_beams,
             min_count=options.memory_min_count,
+            new_item_rate=options.new_item_rate,
             seed=training.seed,
             folder=folder / "gates",
         )

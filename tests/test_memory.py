@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from modeling_ttds.memory_ttds import FEATURES, TTDSGate, TTDSMemory, TTDSRecall
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.embeddings import hashed
-from recipes.gate import build_memory, cross_fit, fit_gate, without_model
+from recipes.gate import as_new, build_memory, cross_fit, fit_gate, without_model
 
 HISTORIES = [np.array(h) for h in ([0, 1, 2], [0, 1], [3, 1], [2])]
 ITEMS = 5
@@ -140,6 +140,58 @@ def test_gate_learns_a_planted_signal_and_not_from_others():
     assert (lists[:, 4] >= 0).all() and (lists[:, 5:] == -1).all()
     blind = cross_fit(*without_model(items, features), target, num_epochs=20, batch_size=40)
     assert (blind[:, 0] == target).float().mean() < 0.4
+
+
+def test_as_new_is_what_features_say_once_the_memory_forgets_the_item():
+    torch.manual_seed(0)
+    stamps = [np.arange(len(history)) * 90 * 86400.0 for history in HISTORIES]
+    text, collaborative = torch.nn.functional.normalize(torch.randn(2, ITEMS, 6), dim=-1)
+    labels, history = torch.tensor([[0, 0], [0, 1], [1, 1], [0, -1], [-1, 1]]), torch.tensor([[1]])
+    forgotten, items = 2, torch.tensor([[0, 2, 3]])
+    log_probs = torch.tensor([[[-1.0, -3], [-2, -9], [-1, -4]]])  # least of what was never seen
+
+    def features(forget):
+        memory, embeddings = build_memory(HISTORIES, ITEMS, stamps=stamps), collaborative.clone()
+        if forget:
+            memory.values[memory.others == forgotten] = 0
+            memory.items[forgotten] = 0
+            embeddings[forgotten] = 0
+        nothing = torch.zeros(1, ITEMS, dtype=torch.bool)
+        recall = TTDSRecall(memory, text, embeddings, labels, history, nothing)
+        return recall.features(items, log_probs)
+
+    assert memory_knows(before := features(forget=False)[0, 1])
+    after = features(forget=True)[0, 1]
+    assert not memory_knows(after)
+    told = as_new(items, features(forget=False))[0, 1]
+    own = torch.tensor([name != "log_last_total" for name in FEATURES])  # that is the history's
+    torch.testing.assert_close(told[own], after[own])
+    assert (before != after).sum() > len(FEATURES) / 2
+
+
+def memory_knows(features):
+    """Whether something in one candidate's features tells that it was chosen before."""
+    return features[FEATURES.index("log_popularity")] > 0
+
+
+def test_gate_fitted_with_new_items_finds_a_new_target_by_its_text():
+    torch.manual_seed(0)
+    items = torch.arange(8).expand(400, 8)
+    features = torch.randn(400, 8, len(FEATURES)) - 8  # logs of small counts
+    column = {name: number for number, name in enumerate(FEATURES)}
+    target = torch.randint(0, 8, (400,))
+    hit = torch.arange(8) == target[:, None]
+    for name, noise in (("log_counts", 0.1), ("text", 0.5)):  # counts tell better than text
+        features[..., column[name]] = (hit + noise * torch.randn(400, 8)).abs()
+    features[..., column["log_popularity"]] = 1 + torch.rand(400, 8)
+    new = torch.where(hit[..., None], as_new(items, features), features)
+
+    def found(rate, seen):
+        gate = fit_gate(items, features, target, num_epochs=40, batch_size=16, new_item_rate=rate)
+        return (gate(seen).argmax(1) == target).float().mean()
+
+    assert found(0.0, features) > 0.95 and found(0.2, features) > 0.95
+    assert found(0.2, new) > 0.5 > 2 * found(0.0, new)
 
 
 def test_fit_is_the_same_for_a_seed():
