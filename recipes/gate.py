@@ -229,21 +229,19 @@ def as_new(items: Tensor, features: Tensor) -> Tensor:
 
     A gate that sees some candidates so while it is fitted learns to judge new items by what is left
     (DropoutNet, Volkovs et al. 2017): text, brand, category, and the language model's first code.
-    Of whole codes it never saw the language model expects little: the least of the list.
+    For whole codes the language model has never seen its log-probability says little, so it is
+    that of another candidate, drawn at random.
 
     Args:
         items: Item rows, padded with -1, (num_users, num_candidates).
         features: (num_users, num_candidates, num_features).
     """
     column = dict(zip(FEATURES, features.unbind(-1), strict=True))
-    least = {
-        name: column[name].masked_fill(items < 0, torch.inf).amin(1, keepdim=True)
-        for name in ("lm", "lm_gap")
-    }
+    other = (items >= 0).float().multinomial(items.shape[1], replacement=True)
     step = (column["era_step"] - column["era"]) * (column["log_length"] > 0)
     new = {name: torch.zeros_like(column[name]) for name in UNKNOWN_OF_NEW}
     new |= {name: torch.full_like(column[name], math.log(FLOOR)) for name in UNKNOWN_LOGS_OF_NEW}
-    new |= {name: value.expand_as(step) for name, value in least.items()}
+    new |= {name: column[name].gather(1, other) for name in ("lm", "lm_gap")}
     new["log_blend"] = (BLEND * column["text"] + FLOOR).log()
     # Of the history's mean era only distances are known; its last item's era stands for it.
     new |= {"era_step": step, "era_distance": step.abs(), "history_era_distance": step.abs()}

@@ -148,7 +148,7 @@ def test_as_new_is_what_features_say_once_the_memory_forgets_the_item():
     text, collaborative = torch.nn.functional.normalize(torch.randn(2, ITEMS, 6), dim=-1)
     labels, history = torch.tensor([[0, 0], [0, 1], [1, 1], [0, -1], [-1, 1]]), torch.tensor([[1]])
     forgotten, items = 2, torch.tensor([[0, 2, 3]])
-    log_probs = torch.tensor([[[-1.0, -3], [-2, -9], [-1, -4]]])  # least of what was never seen
+    log_probs = torch.tensor([[[-1.0, -3], [-2, -9], [-1, -4]]])
 
     def features(forget):
         memory, embeddings = build_memory(HISTORIES, ITEMS, stamps=stamps), collaborative.clone()
@@ -164,8 +164,10 @@ def test_as_new_is_what_features_say_once_the_memory_forgets_the_item():
     after = features(forget=True)[0, 1]
     assert not memory_knows(after)
     told = as_new(items, features(forget=False))[0, 1]
-    own = torch.tensor([name != "log_last_total" for name in FEATURES])  # that is the history's
-    torch.testing.assert_close(told[own], after[own])
+    # The total is of the history; log-probabilities are drawn from the list.
+    same = [name not in ("log_last_total", "lm", "lm_gap") for name in FEATURES]
+    torch.testing.assert_close(told[same], after[same])
+    assert told[FEATURES.index("lm")] in log_probs[0, :, -1]
     assert (before != after).sum() > len(FEATURES) / 2
 
 
