@@ -44,7 +44,7 @@ def folder(built, split, shop, options, tmp_path_factory):
     built.save_pretrained(folder)
     built.tokenizer.save_pretrained(folder)
     model = TTDSForCausalLM.from_pretrained(folder).eval()
-    rows, lists = gate.join(model, split, num_beams=20, min_count=2, seed=0)
+    rows, lists = gate.join(model, split, num_beams=20, min_count=2, new_item_rate=0.1, seed=0)
     rows["test"][GENERATED] |= report.index_metrics(model, split, "test")
     rows["test"] |= report.baseline_rows(split, "test", shop)
     model.save_pretrained(folder)
