@@ -33,13 +33,12 @@ LATE = 6  # how many of a history's newest items count as late ones, each half a
 HALF_LIFE, YEAR = 120 * 86400, 365 * 86400  # seconds
 PRIOR = 3  # interactions of average age that an item's mean age starts from
 AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
-UNKNOWN_OF_NEW = (
-    "counts", "links", "log_popularity", "log_late", "log_recent", "era", "collaborative",
-    "last_collaborative", "nearest_collaborative",
-)  # fmt: skip
-UNKNOWN_LOGS_OF_NEW = (
-    "log_counts", "log_follow", "log_company", "log_strongest", "log_last_company",
-    "log_newest_follow",
+OF_NEW = dict.fromkeys(  # what features say of an item that nobody has chosen
+    ("counts", "links", "log_popularity", "log_late", "log_recent", "era", "collaborative",
+     "last_collaborative", "nearest_collaborative"), 0.0,
+) | dict.fromkeys(
+    ("log_counts", "log_follow", "log_company", "log_strongest", "log_last_company",
+     "log_newest_follow"), math.log(FLOOR),
 )  # fmt: skip
 CODE = [Path(file).read_text("utf-8") for file in (__file__, memory_ttds.__file__)]
 
@@ -239,8 +238,7 @@ def as_new(items: Tensor, features: Tensor) -> Tensor:
     column = dict(zip(FEATURES, features.unbind(-1), strict=True))
     other = (items >= 0).float().multinomial(items.shape[1], replacement=True)
     step = (column["era_step"] - column["era"]) * (column["log_length"] > 0)
-    new = {name: torch.zeros_like(column[name]) for name in UNKNOWN_OF_NEW}
-    new |= {name: torch.full_like(column[name], math.log(FLOOR)) for name in UNKNOWN_LOGS_OF_NEW}
+    new = {name: torch.full_like(column[name], value) for name, value in OF_NEW.items()}
     new |= {name: column[name].gather(1, other) for name in ("lm", "lm_gap")}
     new["log_blend"] = (BLEND * column["text"] + FLOOR).log()
     # Of the history's mean era only distances are known; its last item's era stands for it.
