@@ -48,8 +48,8 @@ GRIDS = {
     "popularity": [{}],
     COUNTS: grid(reverse=(0.25, 0.5, 1.0), decay=(0.35, 0.5, 0.65, 0.8)),
     TEXT: grid(temperature=(0.05, 0.07), weight=(0.3, 0.6, 1.0)),
-    "item-kNN": grid(power=(0.0, 0.1, 0.3, 0.5), decay=(0.65, 0.8, 1.0)),
-    "EASE": grid(l2=(200.0, 50.0, 1000.0, 10.0), decay=(0.5, 0.8, 1.0)),
+    "item-kNN": grid(power=(0.1, 0.3, 0.0, 0.5), decay=(0.65, 0.5, 0.8)),
+    "EASE": grid(l2=(200.0, 1000.0, 50.0, 10.0), decay=(0.5, 0.35, 0.8)),
     SASREC: grid(num_layers=(2, 1), dropout=(0.5, 0.2), hidden_size=(64, 128)),
 }
 FUNCTIONS = {
