@@ -6,8 +6,8 @@ python benchmarks/baseline.py --name toys --dataset_name FOLDER
     --method sasrec-full-cross-entropy --max_configurations 3
 
 Every method has the same budget of at most twelve configurations; the JSON holds what each scored.
-Counts + text starts from what transition counts chose. Of SASRec, seed 0 tunes and other seeds take
-what it chose; `all` is all others.
+Counts + text starts from what transition counts chose. Of SASRec and the learnt similarity, seed 0
+tunes and other seeds take what it chose; `all` is all others.
 """
 
 import argparse
@@ -28,12 +28,19 @@ import numpy as np  # noqa: E402
 from benchmarks.result import RESULTS, result_name, slug, write_result, write_run  # noqa: E402
 from recipes import baselines  # noqa: E402
 from recipes.data import Split, read_data, split_data  # noqa: E402
-from recipes.embeddings import read_text_embeddings  # noqa: E402
+from recipes.embeddings import collaborative_embeddings, read_text_embeddings  # noqa: E402
 from recipes.metrics import evaluate_run  # noqa: E402
 from recipes.sasrec import SASRecSettings, fit_sasrec, rank_sasrec  # noqa: E402
+from recipes.similarity import (  # noqa: E402
+    SimilaritySettings,
+    fit_similarity,
+    rank_similarity,
+)
 
 TOP_K = 20
-COUNTS, TEXT, SASREC = "transition counts", "counts + text", "SASRec, full cross-entropy"
+COLLABORATIVE_DIM = 128  # as in the YAML files of the data sets
+COUNTS, TEXT = "transition counts", "counts + text"
+SASREC, SIMILARITY = "SASRec, full cross-entropy", "learnt similarity"
 
 
 def grid(**values: tuple) -> list[dict]:
@@ -50,6 +57,7 @@ GRIDS = {
     TEXT: grid(temperature=(0.05, 0.07), weight=(0.3, 0.6, 1.0)),
     "item-kNN": grid(power=(0.1, 0.3, 0.0, 0.5), decay=(0.65, 0.5, 0.8)),
     "EASE": grid(l2=(200.0, 1000.0, 50.0, 10.0), decay=(0.5, 0.35, 0.8)),
+    SIMILARITY: grid(num_epochs=(4, 8), scale=(3.0, 5.0, 2.0)),
     SASREC: grid(num_layers=(2, 1), dropout=(0.5, 0.2), hidden_size=(64, 128)),
 }
 FUNCTIONS = {
@@ -75,8 +83,13 @@ def fit(
     """
     if method == SASREC:
         return partial(rank_sasrec, fit_sasrec(split, SASRecSettings(**config), seed), split)
-    if method == TEXT:
+    if method in (TEXT, SIMILARITY):
         text = read_text_embeddings(folder / "text_embeddings.safetensors", split.num_items)
+    if method == SIMILARITY:
+        company = collaborative_embeddings(split.training, split.num_items, COLLABORATIVE_DIM, seed)
+        model = fit_similarity(split, [text, company], SimilaritySettings(**config), seed)
+        return partial(rank_similarity, model, split)
+    if method == TEXT:
         config = config | {"text": text.numpy()}
     return partial(FUNCTIONS[method], split, **config)
 
@@ -89,8 +102,8 @@ def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
     tuning = {"configurations": len(configs), "validation NDCG@10": []}
     if method == TEXT:
         source = COUNTS
-    elif method == SASREC and arguments.seed:
-        source, configs, tuning["configurations"] = SASREC, [{}], 0
+    elif method in (SASREC, SIMILARITY) and arguments.seed:
+        source, configs, tuning["configurations"] = method, [{}], 0
     if source:
         tuned = RESULTS / f"{result_name(arguments.name, arguments.tie_break, source, 0)}.json"
         if not tuned.exists():

@@ -24,7 +24,7 @@ SLICES = ("all", "later", "cold", "head", "tail")
 ORDER = (
     "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, generated only",
     "TTDS, generated only (static, GPU)", "TTDS, generated only (full, GPU)",
-    GATE, "counts + text", "transition counts", "item-kNN", "EASE",
+    GATE, "counts + text", "transition counts", "item-kNN", "EASE", "learnt similarity",
     "SASRec, full cross-entropy", "TIGER, static text codes", "TIGER (cornac)", "RPG (cornac)",
     "SASRec (RecTools)", "popularity", "perfect ranker",
 )  # fmt: skip

@@ -1,0 +1,44 @@
+"""The learnt similarity: where it starts, a rotation learnt, seeds."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from recipes.data import Catalogue, Data, split_data
+from recipes.metrics import evaluate_run
+from recipes.similarity import Similarity, SimilaritySettings, fit_similarity, rank_similarity
+
+
+def test_it_starts_from_cosine_similarity_to_the_profiles():
+    torch.manual_seed(0)
+    text, company = F.normalize(torch.randn(9, 4), dim=-1), F.normalize(torch.randn(9, 3), dim=-1)
+    model = Similarity([text, company], SimilaritySettings(scale=6.0, max_history=2))
+    found = model.logits([np.array([8, 1, 4]), np.array([7])])
+    expected = torch.zeros(2, 9)
+    for table in (text, company):
+        for decay in (0.9, 0.6, 0.0):  # of the first history only the newest two are read
+            profile = F.normalize(decay * table[1] + table[4], dim=0)
+            expected[0] += 2 * table @ profile
+            expected[1] += 2 * table @ table[7]
+    torch.testing.assert_close(found, expected)
+
+
+def test_learns_what_follows_what_and_the_seed_decides():
+    # Users walk a circle of 20 items: the next one is not similar to any before it.
+    draw = np.random.default_rng(0)
+    walks = [(draw.integers(20) + np.arange(draw.integers(4, 10))) % 20 for _ in range(200)]
+    fields = {name: [""] * 20 for name in ("title", "brand", "categories", "description", "price")}
+    items = [f"item{row}" for row in range(20)]
+    split = split_data(Data(Catalogue(items, fields), [f"{u:03}" for u in range(200)], walks))
+    tables = [torch.eye(20)]
+    settings = SimilaritySettings(learning_rate=0.1, batch_size=32)
+
+    def lists(model):
+        return rank_similarity(model, split, "test", 5)
+
+    assert evaluate_run(split, "test", lists(Similarity(tables, settings)).tolist())["HR@1"] < 0.5
+    fitted = lists(fit_similarity(split, tables, settings, seed=0))
+    assert evaluate_run(split, "test", fitted.tolist())["HR@1"] > 0.98
+    np.testing.assert_array_equal(lists(fit_similarity(split, tables, settings, 0)), fitted)
+    other = fit_similarity(split, tables, settings, seed=1)
+    assert not torch.equal(other.weight, fit_similarity(split, tables, settings, seed=0).weight)
