@@ -10,12 +10,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from recipes.building import build_model, build_tokenizer
 from recipes.config import TTDSArguments
-from recipes.data import split_data
+from recipes.data import Catalogue, Data, split_data
 from recipes.examples import UserStates
 from recipes.toyshop import generate
 
@@ -51,6 +52,16 @@ def small_options(cache_dir, **changes) -> TTDSArguments:
         max_history=6, num_beams=20, dropout=0.0, tasks={},
     )  # fmt: skip
     return TTDSArguments(**(settings | changes))
+
+
+@pytest.fixture(scope="session")
+def cycle():
+    """Users walk a circle of 20 items, each from a place and over a distance of their own."""
+    draw = np.random.default_rng(0)
+    histories = [(draw.integers(20) + np.arange(draw.integers(4, 10))) % 20 for _ in range(200)]
+    fields = {name: [""] * 20 for name in ("title", "brand", "categories", "description", "price")}
+    items = [f"item{row}" for row in range(20)]
+    return split_data(Data(Catalogue(items, fields), [f"{u:03}" for u in range(200)], histories))
 
 
 @pytest.fixture(scope="session")

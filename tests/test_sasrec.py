@@ -4,23 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.data import Catalogue, Data, split_data
 from recipes.metrics import evaluate_run
 from recipes.sasrec import SASRec, SASRecSettings, _validation_ndcg, fit_sasrec, rank_sasrec
 
 SMALL = SASRecSettings(
     hidden_size=16, num_layers=1, dropout=0.0, max_history=8, learning_rate=1e-2, batch_size=32
 )
-
-
-@pytest.fixture(scope="module")
-def cycle():
-    """Users walk a circle of 20 items, each from a place and over a distance of their own."""
-    draw = np.random.default_rng(0)
-    histories = [(draw.integers(20) + np.arange(draw.integers(4, 10))) % 20 for _ in range(200)]
-    fields = {name: [""] * 20 for name in ("title", "brand", "categories", "description", "price")}
-    items = [f"item{row}" for row in range(20)]
-    return split_data(Data(Catalogue(items, fields), [f"{u:03}" for u in range(200)], histories))
 
 
 @torch.no_grad()

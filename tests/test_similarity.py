@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from recipes.data import Catalogue, Data, split_data
 from recipes.metrics import evaluate_run
 from recipes.similarity import Similarity, SimilaritySettings, fit_similarity, rank_similarity
 
@@ -23,22 +22,16 @@ def test_it_starts_from_cosine_similarity_to_the_profiles():
     torch.testing.assert_close(found, expected)
 
 
-def test_learns_what_follows_what_and_the_seed_decides():
-    # Users walk a circle of 20 items: the next one is not similar to any before it.
-    draw = np.random.default_rng(0)
-    walks = [(draw.integers(20) + np.arange(draw.integers(4, 10))) % 20 for _ in range(200)]
-    fields = {name: [""] * 20 for name in ("title", "brand", "categories", "description", "price")}
-    items = [f"item{row}" for row in range(20)]
-    split = split_data(Data(Catalogue(items, fields), [f"{u:03}" for u in range(200)], walks))
+def test_learns_what_follows_what_and_the_seed_decides(cycle):
     tables = [torch.eye(20)]
     settings = SimilaritySettings(learning_rate=0.1, batch_size=32)
 
     def lists(model):
-        return rank_similarity(model, split, "test", 5)
+        return rank_similarity(model, cycle, "test", 5)
 
-    assert evaluate_run(split, "test", lists(Similarity(tables, settings)).tolist())["HR@1"] < 0.5
-    fitted = lists(fit_similarity(split, tables, settings, seed=0))
-    assert evaluate_run(split, "test", fitted.tolist())["HR@1"] > 0.98
-    np.testing.assert_array_equal(lists(fit_similarity(split, tables, settings, 0)), fitted)
-    other = fit_similarity(split, tables, settings, seed=1)
-    assert not torch.equal(other.weight, fit_similarity(split, tables, settings, seed=0).weight)
+    assert evaluate_run(cycle, "test", lists(Similarity(tables, settings)).tolist())["HR@1"] < 0.5
+    fitted = lists(fit_similarity(cycle, tables, settings, seed=0))
+    assert evaluate_run(cycle, "test", fitted.tolist())["HR@1"] > 0.98
+    np.testing.assert_array_equal(lists(fit_similarity(cycle, tables, settings, 0)), fitted)
+    other = fit_similarity(cycle, tables, settings, seed=1)
+    assert not torch.equal(other.weight, fit_similarity(cycle, tables, settings, seed=0).weight)
