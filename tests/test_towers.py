@@ -127,7 +127,7 @@ def test_fitting_finds_the_groups(entities):
         text_dim=12, collaborative_dim=6, hidden_dim=32, code_dim=4, num_levels=3, num_codes=8
     )
     tower = TTDSTower(config)
-    report = fit_tower(tower, *entities, num_epochs=200, batch_size=20, learning_rate=3e-3)
+    report = fit_tower(tower, *entities, num_epochs=400, batch_size=20, learning_rate=3e-3)
     codes = tower.codes(*entities)[:, 0]
     groups = torch.arange(40) % 8
     same = groups[:, None] == groups[None]
