@@ -186,9 +186,9 @@ class TTDSRecall:
         newest = memory.scores(histories[:, -NEWEST:], decays=(0.0, 0.7, 0.0))
         self.newest_follow, self.last_company = newest[..., 1], newest[..., 2]
         self.strongest, self.links = memory.strongest(histories[:, -SHOWN:])
-        similarity = _profile(item_text, histories, 0.6) @ item_text.T / TEXT_TEMPERATURE
+        similarity = profile(item_text, histories, 0.6) @ item_text.T / TEXT_TEMPERATURE
         self.text = similarity.masked_fill(forbidden, -torch.inf).softmax(1).nan_to_num(0)
-        self.collaborative = _profile(item_collaborative, histories, 0.6) @ item_collaborative.T
+        self.collaborative = profile(item_collaborative, histories, 0.6) @ item_collaborative.T
         self.blend = (self.counts + BLEND * self.text).masked_fill(forbidden, -1)
 
     def candidates(self, number: int) -> Tensor:
@@ -226,7 +226,7 @@ class TTDSRecall:
             "last_text": torch.einsum("bcd,bd->bc", text, self.item_text[last]) * some,
             "nearest_text": _nearest(text, self.item_text, shown),
             "newest_text": torch.einsum(
-                "bcd,bd->bc", text, _profile(self.item_text, histories[:, -NEWEST:], 1.0)
+                "bcd,bd->bc", text, profile(self.item_text, histories[:, -NEWEST:], 1.0)
             ),
             "nearest_collaborative": _nearest(collaborative, self.item_collaborative, shown),
             "collaborative": self.collaborative.gather(1, items),
@@ -264,8 +264,14 @@ def _nearest(candidates: Tensor, table: Tensor, histories: Tensor) -> Tensor:
     return similarity.masked_fill((histories < 0)[:, None], -1).amax(-1)
 
 
-def _profile(table: Tensor, histories: Tensor, decay: float) -> Tensor:
-    """Return the unit recency-weighted mean of the history's embeddings, (batch, dim)."""
+def profile(table: Tensor, histories: Tensor, decay: float) -> Tensor:
+    """Return the unit recency-weighted mean of the history's embeddings, (batch, dim).
+
+    Args:
+        table: Embeddings of the items, (num_items, dim).
+        histories: Item rows, newest last, padded with -1, (batch, max_history).
+        decay: Weight of an item per step into the past.
+    """
     real = histories >= 0
     steps_back = real.flip(1).cumsum(1).flip(1) - 1
     weights = decay**steps_back * real

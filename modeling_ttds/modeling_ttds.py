@@ -14,7 +14,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from .catalogue_ttds import CATALOGUE_FILE, TTDSCatalogueMixin
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
 from .generation_ttds import CACHE
-from .memory_ttds import FEATURES, TTDSGate, TTDSMemory
+from .memory_ttds import FEATURES, TTDSGate, TTDSMemory, profile
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .questions_ttds import TTDSQuestionsMixin
 from .recommendation_ttds import TTDSRecommendationMixin
@@ -179,15 +179,9 @@ class TTDSForCausalLM(
         Args:
             histories: Item rows, newest last, padded with -1, (batch, max_history).
         """
-        mask = histories >= 0
-        steps_back = mask.flip(1).cumsum(1).flip(1) - 1
-        weights = self.config.recency_decay**steps_back * mask  # (batch, max_history)
-        rows = histories.clamp_min(0)
-        text, collaborative = (
-            torch.einsum("bh,bhd->bd", weights.to(table.dtype), table[rows])
-            for table in (self.item_text, self.item_collaborative)
-        )
-        return F.normalize(text, dim=-1), F.normalize(collaborative, dim=-1)
+        decay = self.config.recency_decay
+        tables = self.item_text, self.item_collaborative
+        return tuple(profile(table, histories, decay) for table in tables)
 
     def codes_of_users(self, histories: Tensor) -> Tensor:
         """Return the codes of users as of the end of their histories, (batch, num_levels).

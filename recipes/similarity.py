@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from modeling_ttds.memory_ttds import profile
+from modeling_ttds.recommendation_ttds import pad_rows
 from recipes.baselines import rank
 from recipes.data import Split
 from recipes.metrics import rank_metrics
@@ -58,17 +59,9 @@ class Similarity:
         Args:
             histories: Item rows per user, newest last, none empty.
         """
-        newest = [history[-self.settings.max_history :][::-1].copy() for history in histories]
-        rows = pad_sequence([torch.from_numpy(h) for h in newest], True, padding_value=-1)
-        steps_back, real = torch.arange(rows.shape[1]), rows >= 0
-        profiles = [
-            F.normalize(
-                torch.einsum("bh,bhd->bd", decay**steps_back * real, table[rows.clamp_min(0)]),
-                dim=-1,
-            )
-            for decay in DECAYS
-            for table in self.tables
-        ]
+        newest = [history[-self.settings.max_history :] for history in histories]
+        rows = pad_rows(newest, None, self.items.device)
+        profiles = [profile(table, rows, decay) for decay in DECAYS for table in self.tables]
         return torch.cat(profiles, 1) @ self.weight @ self.items.T
 
 
@@ -85,18 +78,18 @@ def fit_similarity(
     """
     generator = torch.Generator().manual_seed(seed)
     model = Similarity(tables, settings)
-    pairs = [(h[:end], h[end]) for h in split.training for end in range(1, len(h))]
-    targets = torch.tensor([int(target) for _, target in pairs])
+    shown = [history[:end] for history in split.training for end in range(1, len(history))]
+    targets = torch.from_numpy(np.concatenate([history[1:] for history in split.training]))
     optimizer = torch.optim.Adam([model.weight], settings.learning_rate)
-    steps = settings.num_epochs * -(-len(pairs) // settings.batch_size)
+    steps = settings.num_epochs * -(-len(shown) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     chosen = split.validation_targets[split.users("validation")]
     best, best_weight = -1.0, None
     with tqdm(range(settings.num_epochs), desc="similarity", unit="epoch") as epochs:
         for _ in epochs:
-            order = torch.randperm(len(pairs), generator=generator)
+            order = torch.randperm(len(shown), generator=generator)
             for batch in order.split(settings.batch_size):
-                logits = model.logits([pairs[i][0] for i in batch.tolist()])
+                logits = model.logits([shown[i] for i in batch.tolist()])
                 loss = F.cross_entropy(logits, targets[batch])
                 optimizer.zero_grad()
                 loss.backward()
