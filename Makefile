@@ -37,4 +37,4 @@ quality: .venv/installed   ## lint and formatting
 	$(BIN)/ruff format --check .
 
 tables: .venv/installed   ## write the tables of README and docs from benchmarks/results
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.tables

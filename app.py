@@ -40,9 +40,9 @@ def with_item(model: nn.Module, item: dict[str, str]) -> nn.Module:
     """
     more = copy.copy(model)
     more._buffers, more._modules = dict(model._buffers), dict(model._modules)
-    if model.config.has_gate:
-        more._modules["memory"] = copy.copy(model.memory)
-        more.memory._buffers = dict(model.memory._buffers)
+    if model.config.has_reranker:
+        more._modules["cooccurrence"] = copy.copy(model.cooccurrence)
+        more.cooccurrence._buffers = dict(model.cooccurrence._buffers)
     more.config, more.tokenizer = copy.copy(model.config), copy.copy(model.tokenizer)
     more.add_items([item])
     return more
@@ -61,12 +61,12 @@ def clean(text: str, name: str, required: bool = True) -> str:
 
 
 def entry(model: nn.Module, row: int) -> dict:
-    """Return what is said of an item: catalogue, codes and code tokens."""
-    item, codes = model.catalogue[row], model.item_codes[row].tolist()
+    """Return what is said of an item: catalogue, codes and SID tokens."""
+    item, codes = model.catalogue[row], model.item_sids[row].tolist()
     known = {name: item.get(name) or "" for name in ("brand", "categories")}
     known["title"] = item.get("title") or item["item_id"]
     tokens = "".join(f"<item_{level}_{code}>" for level, code in enumerate(codes))
-    return {"item_id": item["item_id"], **known, "codes": codes, "code_tokens": tokens}
+    return {"item_id": item["item_id"], **known, "codes": codes, "sid_tokens": tokens}
 
 
 def is_in(item: dict[str, str], category: str) -> bool:
@@ -95,8 +95,10 @@ class Shop:
         self.lock = Lock()
         self.model_with = lru_cache(maxsize=8)(self._model_with)
         self.popular = list(range(len(model.catalogue)))
-        if model.config.has_gate:
-            self.popular = model.memory.popularity.argsort(descending=True, stable=True).tolist()
+        if model.config.has_reranker:
+            self.popular = model.cooccurrence.popularity.argsort(
+                descending=True, stable=True
+            ).tolist()
         self.writes_for_words = {"query", "search"} <= set(model.config.prompts or {})
 
     def _model_with(self, items: tuple) -> nn.Module:
@@ -161,8 +163,8 @@ class Shop:
             if not allowed.any():
                 raise wrong("`category` holds no item; choose another.")
             allowed = allowed.to(model.device)
-        written = model.recommend_rows([rows], top_k, allowed=allowed, gate=False)[0]
-        scores = dict(model.recommend_rows([rows], top_k, allowed=allowed, gate=joined)[0])
+        written = model.recommend_rows([rows], top_k, allowed=allowed, rerank=False)[0]
+        scores = dict(model.recommend_rows([rows], top_k, allowed=allowed, rerank=joined)[0])
         rows = [*scores, *[row for row, _ in written if row not in scores][:3]]
         found = [entry(model, row) | {"score": scores.get(row)} for row in rows]
         reasons = model.explain(history, [item["item_id"] for item in found])
@@ -271,7 +273,7 @@ CSS = """
 """
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font="system-ui")
 TITLE = """# A recommender that writes the next item
-Each of {num_items:,} items has a name of its own in **code tokens**, one for each of {num_levels}
+Each of {num_items:,} items has a name of its own in **SID tokens**, one for each of {num_levels}
 levels; similar items begin alike. A language model reads a history in these tokens and writes those
 of the item that comes next; a trie of all codes keeps it to items that exist."""
 NEXT = (
@@ -309,7 +311,7 @@ def _card(item: dict, mark: str = "+", score: str = "", more: str = "") -> str:
         f'"soft">{mark}</span><b>{escape(item["title"])}</b><span class="score">'
         f'{score}</span><span class="more">'
         f'{about}<span class="codes" style="--code:'
-        f'{item["codes"][0]}">{escape(item["code_tokens"])}</span>{more}</span></button>'
+        f'{item["codes"][0]}">{escape(item["sid_tokens"])}</span>{more}</span></button>'
     )
 
 
@@ -333,7 +335,7 @@ def ranked_cards(items: list[dict], past: list[dict]) -> str:
     titles, cards = {item["item_id"]: escape(item["title"]) for item in past}, []
     for item in items:
         why = [f"language model: {_percent(item['probability'])}"]
-        why += [f"memory: after {titles[item['follows']]}"] if item["follows"] else []
+        why += [f"co-occurrence memory: after {titles[item['follows']]}"] if item["follows"] else []
         why += [f"text: like {titles[item['resembles']]}"] if item["resembles"] else []
         share = f"--share:{math.exp(item['score'] - items[0]['score']):.0%}"
         bar = f'{_percent(math.exp(item["score"]))}<span class="bar" style="{share}"></span>'
@@ -457,7 +459,7 @@ def build(shop: Shop) -> gr.Blocks:
                     category = gr.Dropdown(names, label="Category", min_width=110)
                     top_k = gr.Dropdown([5, 10, 20], label="Length", min_width=80)
                     rankers = [("All together", True), ("Language model alone", False)]
-                    gated = shop.shared.config.has_gate
+                    gated = shop.shared.config.has_reranker
                     joined = gr.Dropdown(rankers, label="Ranked by", min_width=190, visible=gated)
                 ranked = picture("ranked", ranked)
         gr.Markdown(WHY)

@@ -1,8 +1,8 @@
 """Add the method's parts one by one: a row per YAML, several seeds, one JSON per run.
 
-python benchmarks/ablation.py --dataset_name FOLDER
+python -m benchmarks.ablation --dataset_name FOLDER
 
-A row's YAML holds what differs from recipes/scientific/sft.yaml; passes are fewer, so that a run
+A row's YAML holds what differs from recipes/experiments/scientific/sft.yaml; passes are fewer, so that a run
 takes minutes. A run whose result is there is
 passed over, so the command resumes. What follows is handed to the recipe.
 """
@@ -18,15 +18,14 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.result import RESULTS, write_result
+from recipes.evaluation.report import LM_ONLY
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import RESULTS, write_result  # noqa: E402
-from recipes.card import GENERATED  # noqa: E402
-
-BASE = ROOT / "recipes" / "scientific" / "sft.yaml"
-ROWS = ROOT / "recipes" / "scientific" / "ablation"
-SHORT = {"num_train_epochs": 10, "gate": False}
+BASE = ROOT / "recipes" / "experiments" / "scientific" / "sft.yaml"
+ROWS = ROOT / "recipes" / "experiments" / "scientific" / "ablation"
+SHORT = {"num_train_epochs": 10, "reranker": False}
 
 
 def run(row: Path, seed: int, threads: int, recipe: list[str]) -> None:
@@ -66,8 +65,8 @@ def run(row: Path, seed: int, threads: int, recipe: list[str]) -> None:
         "config": metrics["options"],
         "data_sha256": metrics["data_sha256"],
         "tuning": metrics["tuning"],
-        "validation": metrics["validation"][GENERATED],
-        "test": metrics["test"][GENERATED],
+        "validation": metrics["validation"][LM_ONLY],
+        "test": metrics["test"][LM_ONLY],
     }
     write_result(name, seed, time.perf_counter() - begun, content)
     print(name, {n: round(content["validation"][n], 4) for n in ("HR@10", "NDCG@10")}, flush=True)

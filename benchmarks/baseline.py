@@ -1,12 +1,12 @@
 """Tune a baseline on validation, evaluate what came out best, and keep one JSON of it.
 
-python benchmarks/baseline.py --name scientific --dataset_name FOLDER --method ease
-python benchmarks/baseline.py --name scientific --dataset_name FOLDER --method all
-python benchmarks/baseline.py --name toys --dataset_name FOLDER
+python -m benchmarks.baseline --name scientific --dataset_name FOLDER --method ease
+python -m benchmarks.baseline --name scientific --dataset_name FOLDER --method all
+python -m benchmarks.baseline --name toys --dataset_name FOLDER
     --method sasrec-full-cross-entropy --max_configurations 3
 
 Every method has the same budget of at most twelve configurations; the JSON holds what each scored.
-Counts + text starts from what transition counts chose. Of SASRec and the learnt similarity, seed 0
+Counts + text starts from what Markov chain chose. Of SASRec and the bilinear similarity, seed 0
 tunes and other seeds take what it chose; `all` is all others.
 """
 
@@ -14,33 +14,35 @@ import argparse
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from recipes.evaluation.baselines.ease import ease
+from recipes.evaluation.baselines.markov import markov_chain, markov_chain_and_text
+from recipes.evaluation.baselines.neighbours import item_knn
+from recipes.evaluation.baselines.popularity import popularity
+
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from benchmarks.result import RESULTS, result_name, slug, write_result, write_run  # noqa: E402
-from recipes import baselines  # noqa: E402
-from recipes.data import Split, read_data, split_data  # noqa: E402
-from recipes.embeddings import collaborative_embeddings, read_text_embeddings  # noqa: E402
-from recipes.metrics import evaluate_run  # noqa: E402
-from recipes.sasrec import SASRecSettings, fit_sasrec, rank_sasrec  # noqa: E402
-from recipes.similarity import (  # noqa: E402
-    SimilaritySettings,
-    fit_similarity,
-    rank_similarity,
+from benchmarks.result import RESULTS, result_name, slug, write_result, write_run
+from recipes.data.split import Split, split_data
+from recipes.data.tables import read_data
+from recipes.evaluation.baselines.bilinear import (
+    BilinearSettings,
+    fit_bilinear,
+    rank_bilinear,
 )
+from recipes.evaluation.baselines.sasrec import SASRecSettings, fit_sasrec, rank_sasrec
+from recipes.evaluation.metrics import evaluate_run
+from recipes.index.embeddings import collaborative_embeddings, read_text_embeddings
 
 TOP_K = 20
 COLLABORATIVE_DIM = 128  # as in the YAML files of the data sets
-COUNTS, TEXT = "transition counts", "counts + text"
-SASREC, SIMILARITY = "SASRec, full cross-entropy", "learnt similarity"
+COUNTS, TEXT = "Markov chain", "Markov chain + text"
+SASREC, SIMILARITY = "SASRec, full cross-entropy", "bilinear similarity"
 
 
 def grid(**values: tuple) -> list[dict]:
@@ -61,11 +63,11 @@ GRIDS = {
     SASREC: grid(num_layers=(2, 1), dropout=(0.5, 0.2), hidden_size=(64, 128)),
 }
 FUNCTIONS = {
-    "popularity": baselines.popularity,
-    COUNTS: baselines.transitions,
-    TEXT: baselines.counts_and_text,
-    "item-kNN": baselines.item_knn,
-    "EASE": baselines.ease,
+    "popularity": popularity,
+    COUNTS: markov_chain,
+    TEXT: markov_chain_and_text,
+    "item-kNN": item_knn,
+    "EASE": ease,
 }
 
 
@@ -87,8 +89,8 @@ def fit(
         text = read_text_embeddings(folder / "text_embeddings.safetensors", split.num_items)
     if method == SIMILARITY:
         company = collaborative_embeddings(split.training, split.num_items, COLLABORATIVE_DIM, seed)
-        model = fit_similarity(split, [text, company], SimilaritySettings(**config), seed)
-        return partial(rank_similarity, model, split)
+        model = fit_bilinear(split, [text, company], BilinearSettings(**config), seed)
+        return partial(rank_bilinear, model, split)
     if method == TEXT:
         config = config | {"text": text.numpy()}
     return partial(FUNCTIONS[method], split, **config)

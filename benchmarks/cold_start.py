@@ -1,7 +1,7 @@
 """Hold a tenth of the items out of training, add them afterwards, and recommend them.
 
-python benchmarks/cold_start.py --name toyshop
-python benchmarks/cold_start.py --name scientific --config recipes/scientific/sft.yaml
+python -m benchmarks.cold_start --name toyshop
+python -m benchmarks.cold_start --name scientific --config recipes/experiments/scientific/sft.yaml
     --dataset_name FOLDER
 
 Users whose test target is a held-out item are asked; what follows is handed to the recipe.
@@ -19,15 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.result import write_result
+from modeling_ttds import TTDSForCausalLM
+from recipes.data import toyshop
+from recipes.data.split import split_data
+from recipes.data.tables import Catalogue, Data, read_data, write_data
+from recipes.evaluation.metrics import rank_metrics
+from recipes.evaluation.report import LM_ONLY, TTDS
+from recipes.ranking import reranker
 
-from benchmarks.result import write_result  # noqa: E402
-from modeling_ttds import TTDSForCausalLM  # noqa: E402
-from recipes import toyshop  # noqa: E402
-from recipes.card import GENERATED, JOINED  # noqa: E402
-from recipes.data import Catalogue, Data, read_data, split_data, write_data  # noqa: E402
-from recipes.metrics import rank_metrics  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 HELD_OUT = 0.1
 TEXT_FILE = "text_embeddings.safetensors"
@@ -100,8 +101,8 @@ def main() -> None:
     histories = [split.history(user, "test") for user in users]
     theirs = [[data.catalogue.item_ids[row] for row in history] for history in histories]
 
-    def recommended(gate: bool, allowed: list[str] | None = None) -> list[list[int]]:
-        lists = model.recommend(theirs, top_k=10, gate=gate, allowed=allowed)
+    def recommended(rerank: bool, allowed: list[str] | None = None) -> list[list[int]]:
+        lists = model.recommend(theirs, top_k=10, rerank=reranker, allowed=allowed)
         return [[data.catalogue.row_of[best.item_id] for best in found] for found in lists]
 
     similarity = F.normalize(model.item_text, dim=-1)[rows]  # in the order of the data set
@@ -113,8 +114,8 @@ def main() -> None:
     for scope, allowed in (("all items", every), ("new items", gone)):
         mask = ~np.isin(every, allowed)
         names = None if scope == "all items" else [data.catalogue.item_ids[row] for row in allowed]
-        lists[f"{GENERATED} ({scope})"] = recommended(False, names)
-        lists[f"{JOINED} ({scope})"] = recommended(True, names)
+        lists[f"{LM_ONLY} ({scope})"] = recommended(False, names)
+        lists[f"{TTDS} ({scope})"] = recommended(True, names)
         for method, scores in (("nearest text", nearest), ("random", random)):
             lists[f"{method} ({scope})"] = [
                 np.argsort(-np.where(mask | np.isin(every, history), -np.inf, own))[:10].tolist()

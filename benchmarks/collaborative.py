@@ -1,6 +1,6 @@
 """Compare collaborative embeddings on validation targets: ours, implicit's ALS and BPR.
 
-python benchmarks/collaborative.py FOLDER [FOLDER ...]
+python -m benchmarks.collaborative FOLDER [FOLDER ...]
 
 An item's score is its embedding's cosine with the recency-weighted mean of the history's. Items
 of the history are left out, so a target among them is a miss; a tie counts against the target. Test
@@ -14,16 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
+import scipy.sparse as sp
+from implicit.als import AlternatingLeastSquares
+from implicit.bpr import BayesianPersonalizedRanking
 
-import numpy as np  # noqa: E402
-import scipy.sparse as sp  # noqa: E402
-from implicit.als import AlternatingLeastSquares  # noqa: E402
-from implicit.bpr import BayesianPersonalizedRanking  # noqa: E402
-
-from benchmarks.result import write_result  # noqa: E402
-from recipes.data import Split, read_data, split_data  # noqa: E402
-from recipes.embeddings import collaborative_embeddings  # noqa: E402
+from benchmarks.result import write_result
+from recipes.data.split import Split, split_data
+from recipes.data.tables import read_data
+from recipes.index.embeddings import collaborative_embeddings
 
 DIM, DECAY, SEED = 128, 0.8, 0
 

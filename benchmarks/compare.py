@@ -1,6 +1,6 @@
-"""Compare TTDS with its own gate alone and with the best other baseline: a paired bootstrap.
+"""Compare TTDS with its own re-ranker alone and with the best other baseline: a paired bootstrap.
 
-python benchmarks/compare.py --name scientific --dataset_name FOLDER
+python -m benchmarks.compare --name scientific --dataset_name FOLDER
 
 Reads the ranked lists kept beside the results and resamples users. Validation targets say which
 baseline is best. A method with several seeds counts by the mean over them, per user.
@@ -8,17 +8,13 @@ baseline is best. A method with several seeds counts by the mean over them, per 
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.result import (  # noqa: E402
+from benchmarks.result import (
     best_baseline,
     dataset_name,
     ranking_runs,
@@ -27,10 +23,13 @@ from benchmarks.result import (  # noqa: E402
     results,
     write_result,
 )
-from recipes import toyshop  # noqa: E402
-from recipes.card import GATE, JOINED  # noqa: E402
-from recipes.data import Split, read_data, split_data  # noqa: E402
-from recipes.metrics import slices  # noqa: E402
+from recipes.data import toyshop
+from recipes.data.split import Split, split_data
+from recipes.data.tables import read_data
+from recipes.evaluation.metrics import slices
+from recipes.evaluation.report import RERANKER_ONLY, TTDS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 METRICS = ("HR@10", "NDCG@10")
 RESAMPLES = 10_000
@@ -92,9 +91,9 @@ def compare(split: Split, dataset: str, tie_break: str) -> dict:
     # A run on another shuffle has other targets and can't be paired.
     rows = [row for row in results() if row.get("data_sha256") == split.data.sha256]
     methods = ranking_runs(rows, dataset, tie_break)
-    if JOINED not in methods or (best := best_baseline(methods)) is None:
+    if TTDS not in methods or (best := best_baseline(methods)) is None:
         raise SystemExit(
-            f"benchmarks/results has no {JOINED} and a baseline on {dataset} ({tie_break}) with "
+            f"benchmarks/results has no {TTDS} and a baseline on {dataset} ({tie_break}) with "
             f"`data_sha256` {split.data.sha256}: run benchmarks/recipe.py and "
             "benchmarks/baseline.py on this data set first."
         )
@@ -105,9 +104,9 @@ def compare(split: Split, dataset: str, tie_break: str) -> dict:
         names = [result_name(dataset, tie_break, method, run["seed"]) for run in methods[method]]
         return np.mean([user_metrics(read_run(name), targets) for name in names], axis=0)
 
-    ours = mean_over_seeds(JOINED)
+    ours = mean_over_seeds(TTDS)
     against = {}
-    for method in (GATE, best):
+    for method in (RERANKER_ONLY, best):
         if method not in methods:
             continue
         theirs = mean_over_seeds(method)
@@ -124,7 +123,7 @@ def compare(split: Split, dataset: str, tie_break: str) -> dict:
         "tie_break": tie_break,
         "data_sha256": split.data.sha256,
         "resamples": RESAMPLES,
-        "of": {"method": JOINED, "seeds": [run["seed"] for run in methods[JOINED]]},
+        "of": {"method": TTDS, "seeds": [run["seed"] for run in methods[TTDS]]},
         "best_baseline": best,
         "against": against,
     }

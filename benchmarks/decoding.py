@@ -1,33 +1,29 @@
 """Time `recommend`'s search beside `generate` under the same constraint.
 
-python benchmarks/decoding.py
+python -m benchmarks.decoding
 """
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+from transformers import LlamaConfig, LogitsProcessorList
 
-import torch  # noqa: E402
-from transformers import LlamaConfig, LogitsProcessorList  # noqa: E402
-
-from benchmarks.result import write_result  # noqa: E402
-from modeling_ttds.configuration_ttds import TTDSConfig  # noqa: E402
-from modeling_ttds.generation_ttds import (  # noqa: E402
+from benchmarks.result import write_result
+from modeling_ttds.configuration_ttds import TTDSConfig
+from modeling_ttds.generation_ttds import (
     TTDSCandidates,
     TTDSConstraint,
     TTDSTrie,
     beam_search,
 )
-from modeling_ttds.modeling_ttds import TTDSForCausalLM  # noqa: E402
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
 
 START, LEVELS, CODES, BEAMS = 2048, 4, 256, 20
 
 
 def make_model(num_items: int) -> TTDSForCausalLM:
-    """Return a randomly initialised decoder over items with random codes of their own."""
+    """Return a randomly initialised decoder over items with random unique semantic IDs."""
     torch.manual_seed(0)
     backbone = LlamaConfig(
         vocab_size=START + 2 * LEVELS * CODES, hidden_size=256, num_hidden_layers=4,
@@ -36,13 +32,13 @@ def make_model(num_items: int) -> TTDSForCausalLM:
     tower = dict(text_dim=4, collaborative_dim=4, num_levels=LEVELS, num_codes=CODES, code_dim=32)
     config = TTDSConfig(
         backbone_config=backbone, item_tower=tower, user_tower=tower, num_items=num_items,
-        code_token_start=START,
+        sid_token_start=START,
     )  # fmt: skip
     model = TTDSForCausalLM(config).eval()
     draw = torch.randint(0, CODES**LEVELS, (2 * num_items,)).unique()
     draw = draw[torch.randperm(len(draw))[:num_items]]
     for level in range(LEVELS):
-        model.item_codes[:, level] = draw // CODES**level % CODES
+        model.item_sids[:, level] = draw // CODES**level % CODES
     return model
 
 
@@ -61,7 +57,7 @@ def generate(model: TTDSForCausalLM, ids: torch.Tensor, **constraint) -> list[li
         eos_token_id=None, pad_token_id=0, **constraint,
     )[:, ids.shape[1] :]  # fmt: skip
     codes = out - START - torch.arange(LEVELS) * CODES
-    row_of = {tuple(path): row for row, path in enumerate(model.item_codes.tolist())}
+    row_of = {tuple(path): row for row, path in enumerate(model.item_sids.tolist())}
     rows = [row_of[tuple(path)] for path in codes.tolist()]
     return [rows[i : i + BEAMS] for i in range(0, len(rows), BEAMS)]
 
@@ -69,7 +65,7 @@ def generate(model: TTDSForCausalLM, ids: torch.Tensor, **constraint) -> list[li
 def prefix_function(model: TTDSForCausalLM, length: int) -> dict:
     """Return the constraint as a dictionary behind `prefix_allowed_tokens_fn`."""
     allowed = {}
-    for path in model.item_codes.tolist():
+    for path in model.item_sids.tolist():
         tokens = [START + level * CODES + code for level, code in enumerate(path)]
         for depth in range(LEVELS):
             allowed.setdefault(tuple(tokens[:depth]), set()).add(tokens[depth])
@@ -129,7 +125,7 @@ def main() -> None:
 
     million = make_model(1_000_000)
     start = time.perf_counter()
-    trie = TTDSTrie.build(million.item_codes)
+    trie = TTDSTrie.build(million.item_sids)
     build = time.perf_counter() - start
     ids = torch.randint(3, START, (1, 64))
     small = seconds(lambda: ours(model, ids), 10)

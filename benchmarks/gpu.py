@@ -1,6 +1,6 @@
 """Train SASRec, static and full TTDS on beauty, toys and sports on one GPU, a few minutes a call.
 
-python benchmarks/gpu.py --data DATA --wheels WHEELS --minutes 9 --results FOLDER --commit COMMIT
+python -m benchmarks.gpu --data DATA --wheels WHEELS --minutes 9 --results FOLDER --commit COMMIT
 
 DATA holds the folders beauty, toys and sports. WHEELS holds what the machine lacks, fetched before:
 
@@ -13,7 +13,7 @@ Results are small files, to be put into benchmarks/results. COMMIT is `git rev-p
 
 The same jobs at toy size on the CPU, with generated data:
 
-python benchmarks/gpu.py --toy --work outputs/gpu-toy --results outputs/gpu-toy/copied
+python -m benchmarks.gpu --toy --work outputs/gpu-toy --results outputs/gpu-toy/copied
 """
 
 import argparse
@@ -29,7 +29,6 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 DATASETS = ("beauty", "toys", "sports")
 TOY = {
@@ -41,8 +40,8 @@ TOY = {
 }  # fmt: skip
 TOY_FULL = {
     "tasks": {"next_user": 0.5, "query": 0.5}, "refresh_steps": 3, "freeze_at": 0.6,
-    "tower_weight": 1.0, "lm_gradient": 0.1, "soft_target_weight": 0.1, "contrast_weight": 0.05,
-    "entity_weight": 0.05,
+    "tower_weight": 1.0, "tower_grad_scale": 0.1, "soft_target_weight": 0.1, "infonce_weight": 0.05,
+    "cosine_weight": 0.05,
 }  # fmt: skip
 
 
@@ -58,14 +57,14 @@ def jobs(datasets: tuple[str, ...], data: Path, work: Path, toy: bool) -> dict[s
     found = {}
     for dataset in datasets:
         common = ["--name", dataset, "--seed", "0", "--dataset_name", str(data / dataset)]
-        configs = work if toy else Path("recipes", dataset)
+        configs = work if toy else Path("recipes", "experiments", dataset)
         found[f"{dataset}-sasrec-full-cross-entropy-seed0"] = [
-            "benchmarks/baseline.py", *common, "--method", "sasrec-full-cross-entropy",
+            "-m", "benchmarks.baseline", *common, "--method", "sasrec-full-cross-entropy",
             "--max_configurations", "1" if toy else "3",
         ]  # fmt: skip
         for kind, config in (("static", "gpu.yaml"), ("full", "gpu-full.yaml")):
             found[f"{dataset}-ttds-{kind}-gpu-seed0"] = [
-                "benchmarks/recipe.py", *common, "--config", str(configs / config),
+                "-m", "benchmarks.recipe", *common, "--config", str(configs / config),
                 "--variant", f"{kind}, GPU", "--output_dir", str(work / f"{dataset}-{kind}"),
             ]  # fmt: skip
     return found
@@ -134,7 +133,7 @@ def main() -> None:
     datasets, data = DATASETS, arguments.data
     if arguments.toy:
         from recipes import toyshop
-        from recipes.data import write_data
+        from recipes.data.tables import write_data
 
         datasets, data = ("toyshop",), work / "data"
         write_data(toyshop.generate(num_users=150, num_items=72).data, data / "toyshop")

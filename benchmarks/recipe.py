@@ -1,10 +1,10 @@
 """Run the recipe and keep one JSON and the ranked lists per row of its table in benchmarks/results.
 
-python benchmarks/recipe.py --name toyshop --seed 0
-python benchmarks/recipe.py --name scientific --seed 0 --config recipes/scientific/sft.yaml
+python -m benchmarks.recipe --name toyshop --seed 0
+python -m benchmarks.recipe --name scientific --seed 0 --config recipes/experiments/scientific/sft.yaml
     --dataset_name FOLDER
-python benchmarks/recipe.py --name scientific --method "TIGER, static text codes"
-    --output_dir outputs/tiger-0 --config recipes/scientific/tiger.yaml --dataset_name FOLDER
+python -m benchmarks.recipe --name scientific --method "TIGER, static text codes"
+    --output_dir outputs/tiger-0 --config recipes/experiments/scientific/tiger.yaml --dataset_name FOLDER
 
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 """
@@ -19,12 +19,11 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.result import result_name, write_result, write_run
+from recipes.evaluation import report
+from recipes.evaluation.report import LM_ONLY, TTDS
 
-from benchmarks.result import result_name, write_result, write_run  # noqa: E402
-from recipes import report  # noqa: E402
-from recipes.card import GENERATED, JOINED  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def lists_of(output: Path, metrics: dict) -> dict[str, list[list[int]]]:
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="name of the data set in the results")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variant", help="keeps the rows of TTDS only, under names with this")
-    parser.add_argument("--method", help="keeps what is generated only, as a row of this name")
+    parser.add_argument("--method", help="keeps what is language model only, as a row of this name")
     parser.add_argument("--output_dir", type=Path, help="outputs/benchmark-NAME-SEED by default")
     arguments, recipe = parser.parse_known_args()
     output = arguments.output_dir or Path("outputs", f"benchmark-{arguments.name}-{arguments.seed}")
@@ -95,9 +94,9 @@ def main() -> None:
     lists = lists_of(output, metrics)
     tie_break = metrics["options"]["tie_break"]
     for row, test in metrics["test"].items():
-        if arguments.method and row != GENERATED:
+        if arguments.method and row != LM_ONLY:
             continue
-        if arguments.variant and not row.startswith(JOINED):
+        if arguments.variant and not row.startswith(TTDS):
             continue
         if row in report.BASELINES and metrics["options"]["dataset_name"]:
             continue  # benchmarks/baseline.py tunes them

@@ -1,6 +1,6 @@
 """Write the ranked lists of a result, and the data they are about, as any referee reads them.
 
-python benchmarks/rescore.py scientific-ttds-seed0 --dataset_name FOLDER --output outputs/rescore
+python -m benchmarks.rescore scientific-ttds-seed0 --dataset_name FOLDER --output outputs/rescore
     --referee score.py
 
 A referee is called with the output folder, which gets both tables of the data set in the order of
@@ -13,14 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.result import RESULTS, order, read_run
+from recipes.data import toyshop
+from recipes.data.split import split_data
+from recipes.data.tables import read_data, write_data
+from recipes.evaluation.metrics import evaluate_run
+from recipes.evaluation.report import write_run
 
-from benchmarks.result import RESULTS, order, read_run  # noqa: E402
-from recipes import toyshop  # noqa: E402
-from recipes.data import read_data, split_data, write_data  # noqa: E402
-from recipes.metrics import evaluate_run  # noqa: E402
-from recipes.report import write_run  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.card import GATE, JOINED
-from recipes.report import hardware, slug, write_json
+from recipes.evaluation.report import RERANKER_ONLY, TTDS, hardware, slug, write_json
 
 RESULTS = Path(os.environ.get("TTDS_RESULTS", Path(__file__).parent / "results"))
 LARGEST_RUN_FILE = 3_000_000
@@ -91,8 +90,8 @@ def best_baseline(methods: dict[str, list[dict]]) -> str | None:
     scores = {
         method: statistics.mean(run["validation"]["NDCG@10"] for run in runs)
         for method, runs in methods.items()
-        if not method.startswith(JOINED)
-        and method not in (GATE, "perfect ranker")
+        if not method.startswith(TTDS)
+        and method not in (RERANKER_ONLY, "oracle")
         and all(run["validation"] for run in runs)
     }
     return max(scores, key=scores.get, default=None)

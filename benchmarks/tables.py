@@ -1,20 +1,18 @@
 """Write the tables of README.md and docs from benchmarks/results; nothing is typed by hand.
 
-python benchmarks/tables.py
+python -m benchmarks.tables
 """
 
 import re
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.result import best_baseline, order, ranking_runs, results
+from recipes.evaluation.report import RERANKER_ONLY, TTDS
 
-from benchmarks.result import best_baseline, order, ranking_runs, results  # noqa: E402
-from recipes.card import GATE, JOINED  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 METRICS = (
     "HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10", "cold_NDCG@10",
@@ -22,11 +20,11 @@ METRICS = (
 )  # fmt: skip
 SLICES = ("all", "later", "cold", "head", "tail")
 ORDER = (
-    "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, generated only",
-    "TTDS, generated only (static, GPU)", "TTDS, generated only (full, GPU)",
-    GATE, "counts + text", "transition counts", "item-kNN", "EASE", "learnt similarity",
+    "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, language model only",
+    "TTDS, language model only (static, GPU)", "TTDS, language model only (full, GPU)",
+    RERANKER_ONLY, "Markov chain + text", "Markov chain", "item-kNN", "EASE", "bilinear similarity",
     "SASRec, full cross-entropy", "TIGER, static text codes", "TIGER (cornac)", "RPG (cornac)",
-    "SASRec (RecTools)", "popularity", "perfect ranker",
+    "SASRec (RecTools)", "popularity", "oracle",
 )  # fmt: skip
 # HR@10 and NDCG@10 that were set before anything was measured.
 TARGETS = {
@@ -105,10 +103,10 @@ def ranking_table(dataset: str, rows: list[dict]) -> str:
     """Return the test metrics of one data set in its published order."""
     methods = ranking_runs(rows, dataset)
     table = ranking_lines(methods, METRICS)
-    if JOINED not in methods:
+    if TTDS not in methods:
         return table
-    first = methods[JOINED][0]
-    seconds = statistics.mean(run["seconds"] for run in methods[JOINED])
+    first = methods[TTDS][0]
+    seconds = statistics.mean(run["seconds"] for run in methods[TTDS])
     return (
         f"{table}\n\n{seconds / 60:.1f} minutes a run, {first['peak_memory_mb'] / 1000:.1f} GB, on "
         f"{first['hardware']}; commit {first['commit']}; `{first['command']}`."
@@ -145,7 +143,7 @@ def ties_table(rows: list[dict]) -> str:
 
 
 def compare_table(rows: list[dict]) -> str:
-    """Return how far TTDS is above its gate alone and the best other baseline, slice by slice."""
+    """Return how far TTDS is above its re-ranker alone and the best other baseline, slice by slice."""
     lines = []
     for row in rows:
         for method, found in row.get("against", {}).items():
@@ -176,25 +174,25 @@ def targets_table(rows: list[dict]) -> str:
         best = best_baseline(methods)
         values = {
             method: [measured(methods.get(method, []), m) for m in ("HR@10", "NDCG@10")]
-            for method in (JOINED, GATE, best)
+            for method in (TTDS, RERANKER_ONLY, best)
         }
         cells = [" / ".join(map(over_seeds, v)) if all(v) else EMPTY for v in values.values()]
         if best:
             cells[2] += f" ({best})"
         margins = [
             f"{statistics.mean(ours) / statistics.mean(theirs) - 1:+.1%}"
-            for ours, theirs in zip(values[JOINED], values[best], strict=True)
+            for ours, theirs in zip(values[TTDS], values[best], strict=True)
             if ours and theirs
         ]
         aims = [f"{hits:.3f} / {gain:.3f}" for hits, gain in targets.values()]
         lines.append([dataset, *cells, " / ".join(margins), *aims])
-    heads = ["HR@10 / NDCG@10", "TTDS", GATE, "best other baseline", "TTDS above it"]
+    heads = ["HR@10 / NDCG@10", "TTDS", RERANKER_ONLY, "best other baseline", "TTDS above it"]
     return markdown([*heads, "due", "reach"], lines)
 
 
-def codes_table(dataset: str, rows: list[dict]) -> str:
+def sids_table(dataset: str, rows: list[dict]) -> str:
     """Return what the towers report of their codes."""
-    runs = ranking_runs(rows, dataset).get(JOINED)
+    runs = ranking_runs(rows, dataset).get(TTDS)
     if not runs:
         return EMPTY
     row = runs[0]
@@ -264,9 +262,9 @@ def _refreshes(run: dict, name: str) -> float:
 def form_table(rows: list[dict]) -> str:
     """Return when the two forms of the next-item task reach the same validation NDCG@10."""
     forms = {row["ablation"]: row for row in rows if row.get("seed") == 0 and "ablation" in row}
-    if not {"3-user-codes", "form-per-position"} <= forms.keys():
+    if not {"3-user-sids", "form-sliding-windows"} <= forms.keys():
         return EMPTY
-    pair = {"sequence": forms["3-user-codes"], "per position": forms["form-per-position"]}
+    pair = {"sequence": forms["3-user-sids"], "per position": forms["form-sliding-windows"]}
     curves = {name: row["tuning"]["validation"] for name, row in pair.items()}
     mark = min(max(point["NDCG@10"] for point in curve) for curve in curves.values())
     lines = [
@@ -312,7 +310,7 @@ def filled(text: str, rows: list[dict]) -> str:
         rows: The results.
     """
     makers = {
-        "codes": codes_table, "ranking": ranking_table, "ablation": ablation_table,
+        "codes": sids_table, "ranking": ranking_table, "ablation": ablation_table,
         "forms": form_table, "cold": cold_table, "decoding": decoding_table,
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
         "targets": targets_table,

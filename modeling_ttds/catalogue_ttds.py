@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .index_ttds import unique_codes
+from .sid_ttds import unique_sids
 from .text_ttds import encode_by_encoder, encode_with_transformer, item_text
 from .tokenization_ttds import TTDSTokenizer
 from .towers_ttds import evaluating
@@ -27,9 +27,9 @@ class TTDSCatalogueMixin:
 
     @catalogue.setter
     def catalogue(self, entries: list[dict[str, str]]) -> None:
-        if len(entries) != len(self.item_codes):
+        if len(entries) != len(self.item_sids):
             raise ValueError(
-                f"`catalogue` has {len(entries)} entries for {len(self.item_codes)} items."
+                f"`catalogue` has {len(entries)} entries for {len(self.item_sids)} items."
             )
         self._catalogue = entries
         self.row_of = {entry["item_id"]: row for row, entry in enumerate(entries)}
@@ -66,10 +66,10 @@ class TTDSCatalogueMixin:
     def tokenizer(self, tokenizer: TTDSTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def share_index(self) -> None:
-        """Tell the tokenizer today's codes, for `encode_items` and `decode_items`."""
+    def share_sid_table(self) -> None:
+        """Tell the tokenizer today's semantic IDs, for `encode_items` and `decode_items`."""
         item_ids = [entry["item_id"] for entry in self.catalogue]
-        self.tokenizer.set_item_index(item_ids, self.item_codes.tolist())
+        self.tokenizer.set_sid_table(item_ids, self.item_sids.tolist())
 
     @torch.no_grad()
     def embed_texts(self, texts: Iterable[str]) -> Tensor:
@@ -106,7 +106,7 @@ class TTDSCatalogueMixin:
         text_embeddings: Tensor | None = None,
         histories: Iterable[Sequence[str]] = (),
     ) -> None:
-        """Give new items codes of their own from text and company; no weight, no old code changes.
+        """Give new items unique semantic IDs from text and company; no weight, no old code changes.
 
         Args:
             items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`.
@@ -139,17 +139,17 @@ class TTDSCatalogueMixin:
                 f"{tuple(text_embeddings.shape)}."
             )
         text = text_embeddings.to(self.item_text)
-        collaborative = self._company([item["item_id"] for item in items], histories)
+        collaborative = self._neighbours_embedding([item["item_id"] for item in items], histories)
         with evaluating(self.item_tower):
             latents = self.item_tower.encode(text, collaborative).mean
         codebooks = self.item_tower.codebooks
         codes = self.item_tower.quantise(latents).codes
-        codes = unique_codes(latents, codebooks, codes, taken=self.item_codes)
-        self.item_codes = torch.cat([self.item_codes, codes])
+        codes = unique_sids(latents, codebooks, codes, taken=self.item_sids)
+        self.item_sids = torch.cat([self.item_sids, codes])
         self.item_text = torch.cat([self.item_text, text])
         self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
-        if self.config.has_gate:
-            self.memory.extend(len(items))
+        if self.config.has_reranker:
+            self.cooccurrence.extend(len(items))
         self._catalogue_changed(
             self.catalogue
             + [
@@ -158,7 +158,9 @@ class TTDSCatalogueMixin:
             ]
         )
 
-    def _company(self, item_ids: list[str], histories: Iterable[Sequence[str]]) -> Tensor:
+    def _neighbours_embedding(
+        self, item_ids: list[str], histories: Iterable[Sequence[str]]
+    ) -> Tensor:
         new = {item: number for number, item in enumerate(item_ids)}
         sums = self.item_collaborative.new_zeros(
             len(item_ids), self.config.item_tower.collaborative_dim
@@ -182,20 +184,20 @@ class TTDSCatalogueMixin:
             ValueError: An item is unknown, or none would be left.
         """
         rows = self.history_rows([list(item_ids)], "error")[0]
-        keep = torch.ones(len(self.item_codes), dtype=torch.bool, device=self.device)
+        keep = torch.ones(len(self.item_sids), dtype=torch.bool, device=self.device)
         keep[rows] = False
         if not keep.any():
             raise ValueError("`remove_items` would leave no item; keep at least one.")
-        self.item_codes = self.item_codes[keep]
+        self.item_sids = self.item_sids[keep]
         self.item_text = self.item_text[keep]
         self.item_collaborative = self.item_collaborative[keep]
-        if self.config.has_gate:
-            self.memory.keep(keep)
-            self.config.memory_pairs = len(self.memory.others)
+        if self.config.has_reranker:
+            self.cooccurrence.keep(keep)
+            self.config.cooccurrence_pairs = len(self.cooccurrence.others)
         gone = set(rows)
         self._catalogue_changed([e for r, e in enumerate(self.catalogue) if r not in gone])
 
     def _catalogue_changed(self, entries: list[dict[str, str]]) -> None:
-        self.config.num_items = len(self.item_codes)
+        self.config.num_items = len(self.item_sids)
         self.catalogue = entries
-        self.share_index()
+        self.share_sid_table()

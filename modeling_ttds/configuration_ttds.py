@@ -16,14 +16,14 @@ def placeholder_ids(kind: str, row: int, num_levels: int) -> list[int]:
     Args:
         kind: `"item"` or `"user"`.
         row: Row of the entity in the index of its kind.
-        num_levels: Number of code tokens an entity takes.
+        num_levels: Number of SID tokens an entity takes.
     """
     first = PLACEHOLDER_START + (row * len(KINDS) + KINDS.index(kind)) * num_levels
     return list(range(first, first + num_levels))
 
 
-def code_token(kind: str, level: int, code: int) -> str:
-    """Return the text of a code token, `<item_2_17>` for level 2 and code 17."""
+def sid_token(kind: str, level: int, code: int) -> str:
+    """Return the text of a SID token, `<item_2_17>` for level 2 and code 17."""
     return f"<{kind}_{level}_{code}>"
 
 
@@ -45,7 +45,7 @@ class TTDSTowerConfig(PreTrainedConfig):
         commitment_weight: Weight of pulling residuals to codebook vectors.
         coarse_weight: Weight of the contrast between the two views' means.
         fine_weight: Weight of the per-level divergence between the two views' codes.
-        balance_weight: Weight of an even use of every level's codes.
+        balance_weight: Weight of an balanced use of every level's codes.
         contrastive_temperature: Temperature of the coarse contrast (cosine similarities).
         code_temperature: Temperature of a level's code distribution, in units of the mean
             squared distance between the level's codebook vectors.
@@ -92,7 +92,7 @@ class TTDSConfig(PreTrainedConfig):
         item_tower: Configuration of the item tower.
         user_tower: Configuration of the user tower; levels, codes and `code_dim` as the items'.
         num_items: Number of items in the catalogue.
-        code_token_start: Id of `<item_0_0>`. Code tokens are contiguous: items before users, then
+        sid_token_start: Id of `<item_0_0>`. SID tokens are contiguous: items before users, then
             by level, then by code.
         prompt_ids: The next-item prompt, as ids that contain the `<user>` and `<item>` placeholder
             tokens; `<item>` stands for the whole history.
@@ -104,14 +104,14 @@ class TTDSConfig(PreTrainedConfig):
             tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
         tower_weight: Weight of the tower losses while the language model is tuned; 0 leaves the
             towers as they are.
-        lm_gradient: Factor on the gradient of the language model's loss where it enters towers and
+        tower_grad_scale: Factor on the gradient of the language model's loss where it enters towers and
             codebooks; 0 keeps it out.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
-        contrast_weight: Weight of the token alignment over the batch.
-        entity_weight: Weight of the token alignment per entity.
+        infonce_weight: Weight of the token alignment over the batch.
+        cosine_weight: Weight of the token alignment per entity.
         prompts: Per question the model was tuned for, its wording with slots.
-        has_gate: Whether the model carries a memory and a gate.
-        memory_pairs: Number of item pairs in the memory.
+        has_reranker: Whether the model carries a co-occurrence memory and re-ranker.
+        cooccurrence_pairs: Number of item pairs in the co-occurrence memory.
         tie_word_embeddings: Taken from the backbone; a value given here is ignored.
     """
 
@@ -126,7 +126,7 @@ class TTDSConfig(PreTrainedConfig):
     item_tower: dict | PreTrainedConfig | None = None
     user_tower: dict | PreTrainedConfig | None = None
     num_items: int = 0
-    code_token_start: int = 0
+    sid_token_start: int = 0
     prompt_ids: list[int] | None = None
     item_placeholder_id: int = 0
     user_placeholder_id: int = 0
@@ -134,13 +134,13 @@ class TTDSConfig(PreTrainedConfig):
     recency_decay: float = 0.8
     text_encoder: str = "tokens"
     tower_weight: float = 0.0
-    lm_gradient: float = 0.0
+    tower_grad_scale: float = 0.0
     soft_target_weight: float = 0.0
-    contrast_weight: float = 0.0
-    entity_weight: float = 0.0
+    infonce_weight: float = 0.0
+    cosine_weight: float = 0.0
     prompts: dict[str, str] | None = None
-    has_gate: bool = False
-    memory_pairs: int = 0
+    has_reranker: bool = False
+    cooccurrence_pairs: int = 0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

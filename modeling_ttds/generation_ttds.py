@@ -1,4 +1,4 @@
-"""The trie of item codes, beam search over it, and the same constraint for `generate`."""
+"""The trie of item semantic IDs, beam search over it, and the same constraint for `generate`."""
 
 from dataclasses import dataclass, fields
 
@@ -19,7 +19,7 @@ CACHE = (
 
 @dataclass
 class TTDSTrie:
-    """The codes of the items as a tree, in a few integer tensors.
+    """The semantic IDs of the items as a tree, in a few integer tensors.
 
     Items are sorted by their codes, so a node of any depth is a range of sorted items, and its
     children are a range of the nodes one deeper. Items may share codes; their leaf holds all.
@@ -190,7 +190,7 @@ def beam_search(
     """Return the best items of every prompt and their log-probabilities, best first.
 
     The score of an item is the sum over levels of the log-probability of its code among the
-    level's code tokens, so it does not depend on what else is in the catalogue. With at least as
+    level's SID tokens, so it does not depend on what else is in the catalogue. With at least as
     many beams as leaves the search is exhaustive.
 
     Args:
@@ -206,13 +206,13 @@ def beam_search(
     """
     trie = candidates.trie
     prefix = _SharedPrefix(model, ids, mask)
-    start = model.config.code_token_start
+    start = model.config.sid_token_start
     num_codes = model.config.item_tower.num_codes
     states = prefix.state  # (batch, beams, hidden)
     nodes = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
     scores = torch.zeros(len(ids), 1, device=ids.device)
     for depth in range(trie.num_levels):
-        log_probs = model.code_logits(states, "item", depth).float().log_softmax(-1)
+        log_probs = model.level_logits(states, "item", depth).float().log_softmax(-1)
         children, legal = trie.children(nodes, depth)  # (batch, beams, children)
         codes = trie.codes[depth + 1][children]
         reached = scores[..., None] + log_probs.gather(2, codes)
@@ -274,12 +274,12 @@ def score_items(
     prefix = _SharedPrefix(model, ids, mask)
     num_codes = model.config.item_tower.num_codes
     block = KINDS.index(kind) * trie.num_levels * num_codes
-    start = model.config.code_token_start + block
+    start = model.config.sid_token_start + block
     states = prefix.state
     slot = torch.zeros_like(items)  # the candidate's node among its row's distinct nodes
     scores = []
     for depth in range(trie.num_levels):
-        log_probs = model.code_logits(states, kind, depth).float().log_softmax(-1)
+        log_probs = model.level_logits(states, kind, depth).float().log_softmax(-1)
         nodes = trie.node_of(items, depth + 1)
         codes = trie.codes[depth + 1][nodes]
         width = log_probs.shape[-1]
@@ -313,14 +313,14 @@ class TTDSConstraint(LogitsProcessor):
     Args:
         trie: The trie of the items.
         prompt_length: Length of the prompts, padding included.
-        code_token_start: Id of the first code token.
+        sid_token_start: Id of the first SID token.
         num_codes: Number of codes per level.
     """
 
-    def __init__(self, trie: TTDSTrie, prompt_length: int, code_token_start: int, num_codes: int):
+    def __init__(self, trie: TTDSTrie, prompt_length: int, sid_token_start: int, num_codes: int):
         self.trie = trie
         self.prompt_length = prompt_length
-        self.code_token_start = code_token_start
+        self.sid_token_start = sid_token_start
         self.num_codes = num_codes
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ class TTDSConstraint(LogitsProcessor):
         for level in range(depth):
             code = (
                 input_ids[:, self.prompt_length + level]
-                - self.code_token_start
+                - self.sid_token_start
                 - level * self.num_codes
             )
             children, real = self.trie.children(nodes, level)
@@ -339,7 +339,7 @@ class TTDSConstraint(LogitsProcessor):
             nodes = children.gather(1, match.int().argmax(1, keepdim=True))[:, 0]
         children, real = self.trie.children(nodes, depth)
         codes = self.trie.codes[depth + 1][children]
-        first = self.code_token_start + depth * self.num_codes
+        first = self.sid_token_start + depth * self.num_codes
         level_scores = scores[:, first : first + self.num_codes].float().log_softmax(-1)
         legal = torch.zeros_like(level_scores, dtype=torch.bool).scatter_add(1, codes, real)
         masked = torch.full_like(scores, -torch.inf)

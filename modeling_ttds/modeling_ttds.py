@@ -1,4 +1,4 @@
-"""TTDSForCausalLM: a causal language model that reads and writes the codes of items and users."""
+"""TTDSForCausalLM: a causal language model that reads and writes the semantic IDs of items and users."""
 
 import os
 from dataclasses import dataclass
@@ -11,15 +11,17 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file, extract_commit_hash
 
+
 from .catalogue_ttds import CATALOGUE_FILE, TTDSCatalogueMixin
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
+from .cooccurrence_ttds import TTDSCooccurrence
 from .generation_ttds import CACHE
-from .memory_ttds import FEATURES, TTDSGate, TTDSMemory, profile
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .questions_ttds import TTDSQuestionsMixin
 from .recommendation_ttds import TTDSRecommendationMixin
+from .reranker_ttds import FEATURES, TTDSReranker
 from .text_ttds import TTDSTokenTable
-from .towers_ttds import TTDSPath, TTDSTower, evaluating
+from .towers_ttds import TTDSPath, TTDSTower, evaluating, profile
 
 
 @dataclass
@@ -33,7 +35,7 @@ class TTDSOutput(CausalLMOutputWithPast):
     losses: dict[str, Tensor] | None = None
 
 
-class TTDSCodeProjections(nn.Module):
+class TTDSCodebookProjections(nn.Module):
     """One matrix per kind and level, from codebook vectors to the language model's width.
 
     Args:
@@ -56,11 +58,11 @@ class TTDSForCausalLM(
 ):
     """A causal language model around two towers.
 
-    The trunk is any causal language model without its head. The vocabulary holds every code token
-    once; which codes an item has stands in the buffer `item_codes` and may change while the model
-    is tuned. Prompts name entities by placeholder ids, which `bind` swaps for today's code tokens.
+    The trunk is any causal language model without its head. The vocabulary holds every SID token
+    once; which codes an item has stands in the buffer `item_sids` and may change while the model
+    is tuned. Prompts name entities by placeholder ids, which `bind` swaps for today's SID tokens.
 
-    The embedding of a code token is its own row of the embedding matrix plus a projection of its
+    The embedding of a SID token is its own row of the embedding matrix plus a projection of its
     codebook vector, on the input side and in the head.
     """
 
@@ -72,8 +74,8 @@ class TTDSForCausalLM(
     _supports_attention_backend = True
     # In half precision the language model is halved, not what makes codes: they stay the same.
     _keep_in_fp32_modules_strict = {
-        r"^(item_tower|user_tower|token_table|gate)\.",
-        r"^(item_text|item_collaborative|memory\.values|memory\.items)$",
+        r"^(item_tower|user_tower|token_table|reranker)\.",
+        r"^(item_text|item_collaborative|cooccurrence\.values|cooccurrence\.items)$",
     }
 
     def __init__(self, config: TTDSConfig):
@@ -83,16 +85,17 @@ class TTDSForCausalLM(
         self.lm_head = nn.Linear(backbone.hidden_size, backbone.vocab_size, bias=False)
         self.item_tower = TTDSTower(config.item_tower)
         self.user_tower = TTDSTower(config.user_tower)
-        self.code_projections = TTDSCodeProjections(config)
+        self.codebook_projections = TTDSCodebookProjections(config)
         if config.text_encoder == "tokens":
-            self.token_table = TTDSTokenTable(config.code_token_start, tower.text_dim)
-        if config.has_gate:
-            self.set_gate(
-                TTDSMemory(config.num_items, config.memory_pairs), TTDSGate(len(FEATURES))
+            self.token_table = TTDSTokenTable(config.sid_token_start, tower.text_dim)
+        if config.has_reranker:
+            self.set_reranker(
+                TTDSCooccurrence(config.num_items, config.cooccurrence_pairs),
+                TTDSReranker(len(FEATURES)),
             )
         self._catalogue, self.row_of, self._tokenizer, self._origin = [], {}, None, {}
         n = config.num_items
-        self.register_buffer("item_codes", torch.zeros(n, tower.num_levels, dtype=torch.long))
+        self.register_buffer("item_sids", torch.zeros(n, tower.num_levels, dtype=torch.long))
         self.register_buffer("item_text", torch.zeros(n, tower.text_dim))
         self.register_buffer("item_collaborative", torch.zeros(n, tower.collaborative_dim))
         embeddings = self.model.get_input_embeddings()
@@ -108,26 +111,26 @@ class TTDSForCausalLM(
                 if isinstance(part, nn.Linear):
                     init.xavier_uniform_(part.weight)
             init.normal_(module.codebooks, std=1.0)
-        elif isinstance(module, TTDSCodeProjections):
+        elif isinstance(module, TTDSCodebookProjections):
             init.normal_(module.weight, std=self.config.item_tower.code_dim**-0.5 * 0.02)
         elif module is self:
-            for buffer in (self.item_codes, self.item_text, self.item_collaborative):
+            for buffer in (self.item_sids, self.item_text, self.item_collaborative):
                 init.zeros_(buffer)
-        elif isinstance(module, TTDSTokenTable | TTDSMemory):
+        elif isinstance(module, TTDSTokenTable | TTDSCooccurrence):
             for buffer in module.buffers():
                 init.zeros_(buffer)
-        elif isinstance(module, TTDSGate):
+        elif isinstance(module, TTDSReranker):
             init.zeros_(module.mean)
             init.ones_(module.std)
 
     # Entities and their codes
 
-    def bind(self, ids: Tensor, user_codes: Tensor | None = None) -> Tensor:
-        """Replace placeholder ids by today's code tokens; other ids stay as they are.
+    def bind(self, ids: Tensor, user_sids: Tensor | None = None) -> Tensor:
+        """Replace placeholder ids by today's SID tokens; other ids stay as they are.
 
         Args:
             ids: Token ids, placeholder ids or -100, of any shape.
-            user_codes: Codes of the users that the ids name, (num_users, num_levels); by default
+            user_sids: Codes of the users that the ids name, (num_users, num_levels); by default
                 those of the attached users.
 
         Raises:
@@ -136,23 +139,23 @@ class TTDSForCausalLM(
         if ids.numel() == 0 or ids.max() < PLACEHOLDER_START:
             return ids
         kind, row, level, mask = self._placeholders(ids)
-        codes = self.item_codes[torch.where(kind == 0, row, 0), level]
+        codes = self.item_sids[torch.where(kind == 0, row, 0), level]
         is_user = mask & (kind == 1)
         if is_user.any():
-            if user_codes is None:
-                user_codes = getattr(self, "user_codes", None)
-            if user_codes is None:
+            if user_sids is None:
+                user_sids = getattr(self, "user_sids", None)
+            if user_sids is None:
                 raise ValueError(
                     "The prompt names a user by row, but no user states are attached; "
-                    "call `attach_users` first or write the user's code tokens."
+                    "call `attach_users` first or write the user's SID tokens."
                 )
-            codes = torch.where(is_user, user_codes[torch.where(is_user, row, 0), level], codes)
+            codes = torch.where(is_user, user_sids[torch.where(is_user, row, 0), level], codes)
         tower = self.config.item_tower
         block = (kind * tower.num_levels + level) * tower.num_codes
-        return torch.where(mask, self.config.code_token_start + block + codes, ids)
+        return torch.where(mask, self.config.sid_token_start + block + codes, ids)
 
-    def code_tokens(self, codes: Tensor, kind: str = "item") -> Tensor:
-        """Return the code token ids of entities, shaped as codes.
+    def sid_tokens(self, codes: Tensor, kind: str = "item") -> Tensor:
+        """Return the SID token ids of entities, shaped as codes.
 
         Args:
             codes: Their codes, (..., num_levels).
@@ -161,7 +164,7 @@ class TTDSForCausalLM(
         tower = self.config.item_tower
         levels = torch.arange(tower.num_levels, device=codes.device)
         levels = levels + KINDS.index(kind) * tower.num_levels
-        return self.config.code_token_start + levels * tower.num_codes + codes
+        return self.config.sid_token_start + levels * tower.num_codes + codes
 
     def _placeholders(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         offset = ids - PLACEHOLDER_START
@@ -183,8 +186,8 @@ class TTDSForCausalLM(
         tables = self.item_text, self.item_collaborative
         return tuple(profile(table, histories, decay) for table in tables)
 
-    def codes_of_users(self, histories: Tensor) -> Tensor:
-        """Return the codes of users as of the end of their histories, (batch, num_levels).
+    def sids_of_users(self, histories: Tensor) -> Tensor:
+        """Return the semantic IDs of users as of the end of their histories, (batch, num_levels).
 
         Args:
             histories: Item rows, newest last, padded with -1, (batch, max_history).
@@ -203,37 +206,37 @@ class TTDSForCausalLM(
         codes = torch.zeros(
             len(histories), self.config.user_tower.num_levels, dtype=torch.long, device=self.device
         )
-        self.register_buffer("user_codes", codes, persistent=False)
+        self.register_buffer("user_sids", codes, persistent=False)
 
-    def set_gate(self, memory: TTDSMemory, gate: TTDSGate) -> None:
-        """Give the model a memory and a gate, which `recommend` then uses.
+    def set_reranker(self, cooccurrence: TTDSCooccurrence, reranker: TTDSReranker) -> None:
+        """Give the model a co-occurrence memory and re-ranker, which `recommend` then uses.
 
         Args:
-            memory: The memory of its items.
-            gate: The gate fitted with it.
+            cooccurrence: The co-occurrence memory of its items.
+            reranker: The re-ranker fitted with it.
         """
-        self.config.has_gate, self.config.memory_pairs = True, len(memory.others)
-        self.memory, self.gate = memory, gate
+        self.config.has_reranker, self.config.cooccurrence_pairs = True, len(cooccurrence.others)
+        self.cooccurrence, self.reranker = cooccurrence, reranker
 
     # Embeddings and logits
 
     def _scaled(self, values: Tensor) -> Tensor:
-        """Return values of the towers, their gradient multiplied by `lm_gradient`."""
-        factor = self.config.lm_gradient
+        """Return values of the towers, their gradient multiplied by `tower_grad_scale`."""
+        factor = self.config.tower_grad_scale
         return values.detach() if not factor else factor * values + (1 - factor) * values.detach()
 
-    def code_vectors(self) -> Tensor:
-        """Return the projected codebook vector of every code token, (num_code_tokens, hidden)."""
+    def sid_token_vectors(self) -> Tensor:
+        """Return the projected codebook vector of every SID token, (num_code_tokens, hidden)."""
         codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
         codebooks = self._scaled(codebooks)
-        projections = self.code_projections.weight.to(codebooks.dtype)
+        projections = self.codebook_projections.weight.to(codebooks.dtype)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the input embeddings of bound token ids, (*ids.shape, hidden)."""
         embeddings = self.model.get_input_embeddings()(ids)
-        code = ids - self.config.code_token_start
-        vectors = self.code_vectors()
+        code = ids - self.config.sid_token_start
+        vectors = self.sid_token_vectors()
         is_code = (code >= 0) & (code < len(vectors))
         added = F.embedding(torch.where(is_code, code, 0), vectors) * is_code[..., None]
         return embeddings + added.to(embeddings.dtype)
@@ -241,17 +244,17 @@ class TTDSForCausalLM(
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the whole vocabulary, (..., vocab_size)."""
         logits = self.lm_head(hidden)
-        code_logits = F.linear(hidden, self.code_vectors().to(hidden.dtype))
-        start = self.config.code_token_start
-        end = start + code_logits.shape[-1]
-        return logits + F.pad(code_logits, (start, logits.shape[-1] - end))
+        level_logits = F.linear(hidden, self.sid_token_vectors().to(hidden.dtype))
+        start = self.config.sid_token_start
+        end = start + level_logits.shape[-1]
+        return logits + F.pad(level_logits, (start, logits.shape[-1] - end))
 
-    def code_logits(self, hidden: Tensor, kind: str, level: int) -> Tensor:
-        """Return the logits of one level's code tokens, (..., num_codes)."""
+    def level_logits(self, hidden: Tensor, kind: str, level: int) -> Tensor:
+        """Return the logits of one level's SID tokens, (..., num_codes)."""
         k, tower = KINDS.index(kind), self.config.item_tower
         codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
-        first = self.config.code_token_start + (k * tower.num_levels + level) * tower.num_codes
-        projections = self.code_projections.weight[k, level].to(codebook.dtype)
+        first = self.config.sid_token_start + (k * tower.num_levels + level) * tower.num_codes
+        projections = self.codebook_projections.weight[k, level].to(codebook.dtype)
         projected = (codebook @ projections).to(hidden.dtype)
         if type(self.lm_head) is not nn.Linear:  # an adapter holds some of the rows
             logits = self.lm_head(hidden)[..., first : first + tower.num_codes]
@@ -282,7 +285,7 @@ class TTDSForCausalLM(
                 are then computed where a label stands only, and not returned.
             logits_to_keep: How many of the last positions get logits; 0 means all.
             num_items_in_batch: Number of labels the loss is averaged over; by default this batch's.
-            entity_ids: Placeholder ids of entities of the batch whose code tokens are aligned with
+            entity_ids: Placeholder ids of entities of the batch whose SID tokens are aligned with
                 their text, (num_entities, num_levels).
             entity_text_ids: Their text, padded on the right with -100, (num_entities, text_length).
             **kwargs: Passed on to the trunk.
@@ -304,9 +307,9 @@ class TTDSForCausalLM(
                 if num_items_in_batch is not None:
                     share = (labels[:, 1:] != -100).sum() / num_items_in_batch
                 contrast, entity = self._alignment(entity_ids, entity_text_ids, entities)
-                weighted = self.config.contrast_weight * contrast
-                loss = loss + share * (weighted + self.config.entity_weight * entity)
-                losses |= {"align_contrast": contrast.detach(), "align_entity": entity.detach()}
+                weighted = self.config.infonce_weight * contrast
+                loss = loss + share * (weighted + self.config.cosine_weight * entity)
+                losses |= {"align_infonce": contrast.detach(), "align_cosine": entity.detach()}
         if labels is None or not self.training:
             keep = (
                 slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -322,7 +325,7 @@ class TTDSForCausalLM(
         )
 
     def _batch_entities(self, ids: Tensor) -> dict[str, "_Entities"]:
-        if not self.config.lm_gradient and not self.config.tower_weight:
+        if not self.config.tower_grad_scale and not self.config.tower_weight:
             return {}
         kind, row, _, mask = self._placeholders(ids)
         entities = {}
@@ -331,10 +334,10 @@ class TTDSForCausalLM(
             if not len(rows):
                 continue
             if name == "item":
-                tower, codes = self.item_tower, self.item_codes[rows]
+                tower, codes = self.item_tower, self.item_sids[rows]
                 embeddings = self.item_text[rows], self.item_collaborative[rows]
             else:
-                tower, codes = self.user_tower, self.user_codes[rows]
+                tower, codes = self.user_tower, self.user_sids[rows]
                 embeddings = self.user_embeddings(self.user_histories[rows])
             with evaluating(tower):  # the path of the codes in the index, without dropout
                 path = tower.quantise(tower.encode(*embeddings).mean, codes)
@@ -346,14 +349,14 @@ class TTDSForCausalLM(
     ) -> Tensor:
         # Straight-through: adds zeros that carry the residuals' gradient, so the encoder moves as
         # if its residual had been embedded in place of the codebook vector.
-        if not self.config.lm_gradient:
+        if not self.config.tower_grad_scale:
             return embeddings
         kind, row, level, mask = self._placeholders(ids)
         for name, batch in entities.items():
             k = KINDS.index(name)
             residuals = batch.path.residuals
             zeros = self._scaled(residuals) - residuals.detach()
-            projections = self.code_projections.weight[k].to(zeros.dtype)
+            projections = self.codebook_projections.weight[k].to(zeros.dtype)
             delta = torch.einsum("eld,ldh->elh", zeros, projections)
             place = mask & (kind == k)
             added = delta[torch.searchsorted(batch.rows, row[place]), level[place]]
@@ -397,7 +400,7 @@ class TTDSForCausalLM(
     def _alignment(
         self, ids: Tensor, text_ids: Tensor, entities: dict[str, "_Entities"]
     ) -> tuple[Tensor, Tensor]:
-        # Token alignment: the pooled state of an entity's code tokens goes to that of its text
+        # Token alignment: the pooled state of an entity's SID tokens goes to that of its text
         # (which gets no gradient), among the entities of the batch and one by one.
         embeddings = self._let_gradient_through(self.embed(self.bind(ids)), ids, entities)
         states = self.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state.mean(1)
@@ -417,7 +420,7 @@ class TTDSForCausalLM(
     def _soft_nll(
         self, log_probs: Tensor, targets: Tensor, bound: Tensor, items: "_Entities"
     ) -> Tensor:
-        # Cross-entropy to the tower's soft codes: an item's codes can move to where the language
+        # Cross-entropy to the tower's soft codes: an item's semantic ID can move to where the language
         # model expects them. Zero where the target is no item.
         kind, row, level, mask = self._placeholders(targets)
         place = mask & (kind == 0)
@@ -425,7 +428,7 @@ class TTDSForCausalLM(
         probabilities = self.item_tower.code_log_probs(items.path.residuals).exp()
         probabilities = self._scaled(probabilities)
         probabilities = probabilities[torch.searchsorted(items.rows, row[place]), level[place]]
-        first = self.config.code_token_start + level[place] * tower.num_codes
+        first = self.config.sid_token_start + level[place] * tower.num_codes
         columns = first[:, None] + torch.arange(tower.num_codes, device=first.device)
         soft = -(probabilities * log_probs[place].gather(1, columns)).sum(-1)
         return torch.zeros_like(bound, dtype=soft.dtype).masked_scatter(place, soft)

@@ -23,8 +23,8 @@ class TTDSExplanation:
     Args:
         item_id: Id of the item.
         steps: Probability of each of its codes among the level's, after those before it; the log of
-            their product is the item's score without the gate.
-        follows: Item of the history that it follows most in the memory, if any.
+            their product is the item's score without the re-ranker.
+        follows: Item of the history that it follows most in the co-occurrence memory, if any.
         resembles: Item of the history whose text is most like its own, if any is.
     """
 
@@ -76,7 +76,7 @@ class TTDSQuestionsMixin:
             top_k: Length of the list.
 
         Returns:
-            Pairs of position in `histories` and log-probability of the user's codes, best first.
+            Pairs of position in `histories` and log-probability of the user's semantic ID, best first.
 
         Raises:
             ValueError: An item is unknown, or the model was not tuned for the question.
@@ -86,7 +86,7 @@ class TTDSQuestionsMixin:
         item = self.history_rows([[item_id]], "error")[0]
         if not rows:
             return []
-        codes = self.codes_of_users(pad_rows(earlier + rows, self.config.max_history, self.device))
+        codes = self.sids_of_users(pad_rows(earlier + rows, self.config.max_history, self.device))
         prompt = self._prompt("next_user", items=[item], users=[list(range(len(earlier)))])
         trie = TTDSTrie.build(codes[len(earlier) :])
         users = torch.arange(len(rows), device=self.device)[None]
@@ -139,13 +139,13 @@ class TTDSQuestionsMixin:
         Args:
             queries: What each user is looking for, in words.
             histories: Item rows per user, newest last; one without any asks by the query alone.
-            user_histories: Item rows per user that make the user's codes.
+            user_histories: Item rows per user that make the user's semantic ID.
 
         Raises:
             ValueError: The model was not tuned for the question.
         """
         longest = self.config.max_history
-        codes = self.codes_of_users(pad_rows(user_histories, longest, self.device))
+        codes = self.sids_of_users(pad_rows(user_histories, longest, self.device))
         prompts = []
         for user, (query, history) in enumerate(zip(queries, histories, strict=True)):
             texts, newest = {"query": query}, list(history[-longest:])
@@ -171,14 +171,14 @@ class TTDSQuestionsMixin:
         return self.tokenizer.encode_prompt(known[name], texts, items, users, LONGEST_QUERY)
 
     def _bound(
-        self, prompts: Sequence[Sequence[int]], user_codes: Tensor | None = None
+        self, prompts: Sequence[Sequence[int]], user_sids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         ids, mask = pad_prompts(prompts, self.device)
-        return self.bind(ids, user_codes), mask
+        return self.bind(ids, user_sids), mask
 
     @torch.no_grad()
     def explain(self, history: Sequence[str], items: Sequence[str]) -> list[TTDSExplanation]:
-        """Say what language model, memory and texts hold of items after a history.
+        """Say what language model, co-occurrence memory and texts hold of items after a history.
 
         Args:
             history: Item ids, newest last; may be empty.
@@ -190,22 +190,22 @@ class TTDSQuestionsMixin:
         past, rows = self.history_rows([history, items], "error")
         if not rows:
             return []
-        codes = self.item_codes[rows]
+        codes = self.item_sids[rows]
         num_levels = codes.shape[1]
         prompt = self.history_prompts([past], [past])[0].expand(len(rows), -1)
-        embeddings = self.embed(torch.cat([prompt, self.code_tokens(codes)[:, :-1]], 1))
+        embeddings = self.embed(torch.cat([prompt, self.sid_tokens(codes)[:, :-1]], 1))
         with evaluating(self):
             hidden = self.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         steps = [
-            self.code_logits(hidden[:, level - num_levels], "item", level).float().softmax(-1)
+            self.level_logits(hidden[:, level - num_levels], "item", level).float().softmax(-1)
             for level in range(num_levels)
         ]
         steps = torch.stack(steps, 1).gather(2, codes[..., None])[..., 0]  # (num_items, num_levels)
         resembles = self.item_text[past] @ self.item_text[rows].T - ALIKE  # (history, num_items)
         follows = torch.zeros_like(resembles)
-        if past and self.config.has_gate:
+        if past and self.config.has_reranker:
             alone = torch.tensor(past, device=self.device)[:, None]
-            follows = self.memory.scores(alone, decays=(1.0, 1.0, 1.0))[:, rows, 0]
+            follows = self.cooccurrence.scores(alone, decays=(1.0, 1.0, 1.0))[:, rows, 0]
         return [
             TTDSExplanation(
                 item, step, *(_best(history, table[:, i]) for table in (follows, resembles))

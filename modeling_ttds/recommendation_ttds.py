@@ -1,4 +1,4 @@
-"""What a model can be asked: top-K lists for histories, generated and joined with the memory."""
+"""What a model can be asked: top-K lists for histories, generated and joined with the co-occurrence memory."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .generation_ttds import TTDSCandidates, TTDSTrie, beam_search, score_items
-from .memory_ttds import TTDSRecall
+from .reranker_ttds import TTDSRecall
 from .towers_ttds import evaluating
 
 NUM_CANDIDATES = 200
@@ -20,7 +20,7 @@ class TTDSRecommendation:
     Args:
         item_id: Id of the item.
         title: Its title, empty if it has none.
-        score: Log-probability: of its codes, or by the gate among the candidates.
+        score: Log-probability: of its codes, or by the re-ranker among the candidates.
     """
 
     item_id: str
@@ -33,8 +33,8 @@ class TTDSRecommendationMixin:
 
     @property
     def trie(self) -> TTDSTrie:
-        """The trie of today's item codes."""
-        codes = self.item_codes
+        """The trie of today's item semantic IDs."""
+        codes = self.item_sids
         key = (codes.data_ptr(), codes._version, codes.shape, codes.device)
         if getattr(self, "_trie_key", None) != key:
             self._trie, self._trie_key = TTDSTrie.build(codes), key
@@ -50,7 +50,7 @@ class TTDSRecommendationMixin:
         num_beams: int | None = None,
         unknown: str = "error",
         batch_size: int = 64,
-        gate: bool = True,
+        rerank: bool = True,
         queries: Sequence[str] | None = None,
     ) -> list[list[TTDSRecommendation]]:
         """Return the items each user is most likely to choose next, best first.
@@ -65,7 +65,7 @@ class TTDSRecommendationMixin:
             unknown: What to do with a history's item that is not in the catalogue: `"error"`, or
                 `"skip"` to drop it.
             batch_size: Users per step.
-            gate: Whether memory and gate join in, where the model has them; otherwise the list is
+            rerank: Whether co-occurrence memory and re-ranker join in, where the model has them; otherwise the list is
                 what the language model generates.
             queries: What each user is looking for, in words; the language model answers alone.
 
@@ -84,7 +84,7 @@ class TTDSRecommendationMixin:
                 f"`queries` is {queries!r}; give one text per history, {len(rows)} in all."
             )
         lists = self.recommend_rows(
-            rows, top_k, user_rows, exclude_seen, mask, num_beams, batch_size, gate, queries
+            rows, top_k, user_rows, exclude_seen, mask, num_beams, batch_size, rerank, queries
         )
         return self._named(lists)
 
@@ -99,7 +99,7 @@ class TTDSRecommendationMixin:
         """
         if allowed is None:
             return None
-        mask = torch.zeros(len(self.item_codes), dtype=torch.bool, device=self.device)
+        mask = torch.zeros(len(self.item_sids), dtype=torch.bool, device=self.device)
         mask[self.history_rows([list(allowed)], "error")[0]] = True
         return mask
 
@@ -150,7 +150,7 @@ class TTDSRecommendationMixin:
         allowed: Tensor | None = None,
         num_beams: int | None = None,
         batch_size: int = 64,
-        gate: bool = True,
+        rerank: bool = True,
         queries: Sequence[str] | None = None,
     ) -> list[list[tuple[int, float]]]:
         """Do what `recommend` does, on item rows; returns pairs of row and log-probability.
@@ -163,10 +163,10 @@ class TTDSRecommendationMixin:
             allowed: Mask of the items that may appear, (num_items,).
             num_beams: Prefixes kept per level.
             batch_size: Users per step.
-            gate: Whether memory and gate join in, where the model has them.
+            rerank: Whether co-occurrence memory and re-ranker join in, where the model has them.
             queries: What each user is looking for, in words; the language model answers alone.
         """
-        num_items = len(self.item_codes)
+        num_items = len(self.item_sids)
         if not 1 <= top_k <= num_items:
             raise ValueError(
                 f"`top_k` is {top_k}; it must be from 1 to the {num_items} items of the catalogue."
@@ -189,10 +189,12 @@ class TTDSRecommendationMixin:
                 excluded = pad_rows(shown if exclude_seen else [[]] * len(shown), None, self.device)
                 candidates = TTDSCandidates(self.trie, allowed, excluded)
                 items, scores = beam_search(self, *prompts, candidates, num_beams)
-                if gate and self.config.has_gate and queries is None:
+                if rerank and self.config.has_reranker and queries is None:
                     forbidden = self.forbidden(excluded, allowed)
                     number = max(NUM_CANDIDATES, top_k)
-                    items, features = self.gate_features(shown, prompts, items, forbidden, number)
+                    items, features = self.reranker_features(
+                        shown, prompts, items, forbidden, number
+                    )
                     items, scores = self._join(items, features)
                 lists += best_pairs(items, scores, top_k)
         return [pairs for _, pairs in sorted(zip(order, lists, strict=True))]
@@ -204,13 +206,13 @@ class TTDSRecommendationMixin:
             excluded: Item rows that may not appear, padded with -1, (batch, num_excluded).
             allowed: Mask of the items that may appear, (num_items,), or None for all.
         """
-        num_items = len(self.item_codes)
+        num_items = len(self.item_sids)
         mask = torch.zeros(len(excluded), num_items + 1, dtype=torch.bool, device=self.device)
         mask.scatter_(1, torch.where(excluded >= 0, excluded, num_items), True)
         mask = mask[:, :num_items]
         return mask if allowed is None else mask | ~allowed
 
-    def gate_features(
+    def reranker_features(
         self,
         histories: Sequence[Sequence[int]],
         prompts: tuple[Tensor, Tensor],
@@ -218,16 +220,16 @@ class TTDSRecommendationMixin:
         forbidden: Tensor,
         number: int = NUM_CANDIDATES,
     ) -> tuple[Tensor, Tensor]:
-        """Return the candidates of the gate and their features.
+        """Return the candidates of the re-ranker and their features.
 
-        Candidates are what the memory and the nearest texts propose together with the beams.
+        Candidates are what the co-occurrence memory and the nearest texts propose together with the beams.
 
         Args:
             histories: Item rows per user, newest last.
             prompts: Ids and mask of the next-item prompts, both (batch, length).
             beams: Item rows that beam search found, padded with -1, (batch, num_beams).
             forbidden: Mask of items that may not appear, (batch, num_items).
-            number: How many candidates memory and texts propose.
+            number: How many candidates co-occurrence memory and texts propose.
 
         Returns:
             Item rows, padded with -1, (batch, num_candidates), and features, (batch,
@@ -235,7 +237,12 @@ class TTDSRecommendationMixin:
         """
         padded = pad_rows(histories, self.config.max_history, self.device)
         recall = TTDSRecall(
-            self.memory, self.item_text, self.item_collaborative, self.labels, padded, forbidden
+            self.cooccurrence,
+            self.item_text,
+            self.item_collaborative,
+            self.labels,
+            padded,
+            forbidden,
         )
         proposed = recall.candidates(number)
         repeated = (beams[:, :, None] == proposed[:, None]).any(-1)
@@ -245,7 +252,7 @@ class TTDSRecommendationMixin:
         return items, recall.features(known, log_probs)
 
     def _join(self, items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.gate(features).masked_fill(items < 0, -torch.inf).log_softmax(1)
+        scores = self.reranker(features).masked_fill(items < 0, -torch.inf).log_softmax(1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return items.gather(1, order), scores
 
@@ -268,12 +275,12 @@ class TTDSRecommendationMixin:
 
         Args:
             histories: Item rows per user, newest last; the newest `max_history` are shown.
-            user_histories: Item rows per user that make the user's codes.
+            user_histories: Item rows per user that make the user's semantic ID.
         """
         config = self.config
-        user_codes = self.codes_of_users(pad_rows(user_histories, config.max_history, self.device))
-        user_tokens = self.code_tokens(user_codes, "user").tolist()
-        item_tokens = self.code_tokens(self.item_codes).cpu()
+        user_sids = self.sids_of_users(pad_rows(user_histories, config.max_history, self.device))
+        user_tokens = self.sid_tokens(user_sids, "user").tolist()
+        item_tokens = self.sid_tokens(self.item_sids).cpu()
         prompts = []
         for history, user in zip(histories, user_tokens, strict=True):
             newest = item_tokens[list(history[-config.max_history :])].flatten().tolist()

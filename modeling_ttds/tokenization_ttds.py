@@ -1,4 +1,4 @@
-"""TTDSTokenizer: text, code tokens and placeholders in one vocabulary."""
+"""TTDSTokenizer: text, SID tokens and placeholders in one vocabulary."""
 
 import json
 import os
@@ -9,27 +9,27 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from .configuration_ttds import KINDS, code_token, placeholder_ids
+from .configuration_ttds import KINDS, placeholder_ids, sid_token
 
-INDEX_FILE = "item_index.json"
+INDEX_FILE = "sid_table.json"
 SLOT = re.compile(r"(<item>|<user>|\{\w+\})")
 
 
 class TTDSTokenizer(PreTrainedTokenizerFast):
-    """Any fast tokenizer with code tokens and placeholders added to its vocabulary.
+    """Any fast tokenizer with SID tokens and placeholders added to its vocabulary.
 
-    Build it with `from_base`. It carries the index of the items (`set_item_index`), so that
-    `encode_items` and `decode_items` translate between item ids and code tokens.
+    Build it with `from_base`. It carries the index of the items (`set_sid_table`), so that
+    `encode_items` and `decode_items` translate between item ids and SID tokens.
     """
 
     # No `__init__`: a fast tokenizer that defines one is rebuilt without its pre-tokenizer on load.
-    vocab_files_names = {"tokenizer_file": "tokenizer.json", "index_file": INDEX_FILE}
+    vocab_files_names = {"tokenizer_file": "tokenizer.json", "sid_table_file": INDEX_FILE}
 
     @classmethod
     def from_base(
         cls, base: PreTrainedTokenizerFast, num_levels: int, num_codes: int
     ) -> "TTDSTokenizer":
-        """Return a copy of a fast tokenizer with placeholders and code tokens at its end.
+        """Return a copy of a fast tokenizer with placeholders and SID tokens at its end.
 
         Args:
             base: The tokenizer of the backbone, or one trained on the catalogue.
@@ -37,12 +37,12 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             num_codes: Number of codes per level.
 
         Raises:
-            ValueError: The base has no end-of-text token or already holds a code token.
+            ValueError: The base has no end-of-text token or already holds a SID token.
         """
         if base.eos_token is None:
             raise ValueError("The base tokenizer has no `eos_token`; set one before `from_base`.")
         names = [f"<{kind}>" for kind in KINDS] + [
-            code_token(kind, level, code)
+            sid_token(kind, level, code)
             for kind in KINDS
             for level in range(num_levels)
             for code in range(num_codes)
@@ -74,16 +74,16 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         return self.init_kwargs["num_codes"]
 
     @property
-    def code_token_start(self) -> int:
-        """Id of the first code token; the others follow by kind, level and code."""
-        return self.convert_tokens_to_ids(code_token("item", 0, 0))
+    def sid_token_start(self) -> int:
+        """Id of the first SID token; the others follow by kind, level and code."""
+        return self.convert_tokens_to_ids(sid_token("item", 0, 0))
 
     # Text and prompts
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of text from a catalogue or a visitor, which never hold an added token.
 
-        Text that looks like a code token, a placeholder or a chat marker stays plain text.
+        Text that looks like a SID token, a placeholder or a chat marker stays plain text.
 
         Args:
             text: Any string.
@@ -117,7 +117,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
 
         Args:
             template: Our own wording. `{name}` is a slot for plain text, each `<item>` and `<user>`
-                a slot for one entity or several; code tokens written out are code tokens.
+                a slot for one entity or several; SID tokens written out are SID tokens.
             texts: Text per slot name.
             items: Item rows per `<item>` in order.
             users: User rows per `<user>` in order.
@@ -149,25 +149,25 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
     # Items by name
 
     @property
-    def item_index(self) -> dict[str, list[int]]:
+    def sid_table(self) -> dict[str, list[int]]:
         """Item id to codes, as last set or loaded."""
-        if "_item_index" not in self.__dict__:
-            file = self.init_kwargs.get("index_file")
-            self._item_index = json.loads(Path(file).read_text("utf-8")) if file else {}
-        return self._item_index
+        if "_sid_table" not in self.__dict__:
+            file = self.init_kwargs.get("sid_table_file")
+            self._sid_table = json.loads(Path(file).read_text("utf-8")) if file else {}
+        return self._sid_table
 
-    def set_item_index(self, item_ids: Iterable[str], codes: Iterable[Sequence[int]]) -> None:
+    def set_sid_table(self, item_ids: Iterable[str], codes: Iterable[Sequence[int]]) -> None:
         """Replace the index of the items.
 
         Args:
             item_ids: Item ids.
             codes: Codes of each item, one per level.
         """
-        self._item_index = {i: list(c) for i, c in zip(item_ids, codes, strict=True)}
+        self._sid_table = {i: list(c) for i, c in zip(item_ids, codes, strict=True)}
         self.__dict__.pop("_item_of", None)
 
     def encode_items(self, item_ids: Iterable[str]) -> list[int]:
-        """Return the code token ids of items, one after the other.
+        """Return the SID token ids of items, one after the other.
 
         Args:
             item_ids: Item ids.
@@ -177,28 +177,28 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         """
         ids = []
         for item in item_ids:
-            if item not in self.item_index:
+            if item not in self.sid_table:
                 raise ValueError(
-                    f"Item {item!r} is not in the index of {len(self.item_index)} items; "
-                    "add it to the model, or set the index by `set_item_index`."
+                    f"Item {item!r} is not in the index of {len(self.sid_table)} items; "
+                    "add it to the model, or set the index by `set_sid_table`."
                 )
-            for level, code in enumerate(self.item_index[item]):
-                ids.append(self.code_token_start + level * self.num_codes + code)
+            for level, code in enumerate(self.sid_table[item]):
+                ids.append(self.sid_token_start + level * self.num_codes + code)
         return ids
 
     def decode_items(self, ids: Iterable[int]) -> list[str]:
-        """Return the items that a sequence of code token ids names.
+        """Return the items that a sequence of SID token ids names.
 
         Args:
             ids: Code token ids, `num_levels` per item; other ids are passed over.
 
         Raises:
-            ValueError: The code tokens are out of order or name no item.
+            ValueError: The SID tokens are out of order or name no item.
         """
         if "_item_of" not in self.__dict__:
-            self._item_of = {tuple(codes): item for item, codes in self.item_index.items()}
+            self._item_of = {tuple(codes): item for item, codes in self.sid_table.items()}
         block = self.num_levels * self.num_codes
-        offsets = [i - self.code_token_start for i in map(int, ids)]
+        offsets = [i - self.sid_token_start for i in map(int, ids)]
         offsets = [offset for offset in offsets if 0 <= offset < block]
         items = []
         for first in range(0, len(offsets), self.num_levels):
@@ -207,7 +207,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             levels = [offset // self.num_codes for offset in path]
             if levels != list(range(self.num_levels)) or codes not in self._item_of:
                 names = "".join(
-                    code_token("item", level, code)
+                    sid_token("item", level, code)
                     for level, code in zip(levels, codes, strict=True)
                 )
                 raise ValueError(f"{names} names no item of the index.")
@@ -224,7 +224,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         file = Path(save_directory) / INDEX_FILE
         scratch = file.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self.item_index), "utf-8")
+        scratch.write_text(json.dumps(self.sid_table), "utf-8")
         scratch.replace(file)
         return (*names, str(file))
 

@@ -181,7 +181,7 @@ class TTDSTower(nn.Module):
         return torch.log_softmax(-squares / scale, -1).transpose(0, 1)
 
     def codes(self, text: Tensor, collaborative: Tensor) -> Tensor:
-        """Return today's codes of entities, (batch, num_levels)."""
+        """Return today's semantic IDs of entities, (batch, num_levels)."""
         with evaluating(self):
             return self.quantise(self.encode(text, collaborative).mean).codes
 
@@ -272,6 +272,21 @@ class TTDSTower(nn.Module):
         q = self.code_log_probs(collaborative[:, None] - above)
         fine = ((p.exp() - q.exp()) * (p - q)).sum(-1).mean() / 2
         return coarse, fine
+
+
+def profile(table: Tensor, histories: Tensor, decay: float) -> Tensor:
+    """Return the unit recency-weighted mean of the history's embeddings, (batch, dim).
+
+    Args:
+        table: Embeddings of the items, (num_items, dim).
+        histories: Item rows, newest last, padded with -1, (batch, max_history).
+        decay: Weight of an item per step into the past.
+    """
+    real = histories >= 0
+    steps_back = real.flip(1).cumsum(1).flip(1) - 1
+    weights = decay**steps_back * real
+    mean = torch.einsum("bh,bhd->bd", weights.to(table.dtype), table[histories.clamp_min(0)])
+    return F.normalize(mean, dim=-1)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -31,23 +31,23 @@ class TTDSArguments:
         num_heads: Its attention heads.
         dropout: Its dropout.
         max_history: How many of the newest items a prompt shows.
-        per_position: One row per position of a history instead of one per user.
-        item_dropout: Share of a row's items left out at random, in the sequence form.
-        user_tokens: Whether the next-item prompt names the user by code tokens.
+        sliding_windows: One row per position of a history instead of one per user.
+        item_dropout: Share of a row's items left out at random, in the packed sequences.
+        user_tokens: Whether the next-item prompt names the user by SID tokens.
         tasks: Rows of every further task per epoch, as a multiple of the number of users.
         max_text_tokens: How many tokens of a text a prompt or response keeps.
         refresh_steps: Steps between refreshes of the index; 0 keeps it as it is (static).
         freeze_at: Share of the steps after which a dynamic index is frozen.
         tower_learning_rate: Peak learning rate of the towers while the language model is tuned.
         tower_weight: Weight of the tower losses while the language model is tuned.
-        lm_gradient: Factor on the language model's gradient where it enters the towers; 0 keeps
+        tower_grad_scale: Factor on the language model's gradient where it enters the towers; 0 keeps
             it out.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
-        contrast_weight: Weight of the token alignment among the entities of a batch.
-        entity_weight: Weight of the token alignment per entity.
-        gate: Whether to fit a memory and a gate after tuning.
-        memory_min_count: Least number of users behind a pair of items the memory keeps.
-        new_item_rate: Share of the candidates that the gate, while it is fitted, sees as if nobody
+        infonce_weight: Weight of the token alignment among the entities of a batch.
+        cosine_weight: Weight of the token alignment per entity.
+        reranker: Whether to fit a co-occurrence memory and re-ranker after tuning.
+        min_pair_users: Least number of users behind a pair of items the co-occurrence memory keeps.
+        cold_item_dropout: Share of the candidates that the re-ranker, while it is fitted, sees as if nobody
             had chosen them, so that it can judge new items.
         allow_rare_pairs: Whether `push_to_hub` may send pairs behind which a single user stands.
         num_beams: Prefixes kept per level at evaluation.
@@ -74,7 +74,7 @@ class TTDSArguments:
     num_heads: int = 4
     dropout: float = 0.1
     max_history: int = 20
-    per_position: bool = False
+    sliding_windows: bool = False
     item_dropout: float = 0.0
     user_tokens: bool = True
     tasks: dict[str, float] | str | None = field(
@@ -88,13 +88,13 @@ class TTDSArguments:
     freeze_at: float = 0.7
     tower_learning_rate: float = 1e-4
     tower_weight: float = 0.0
-    lm_gradient: float = 0.0
+    tower_grad_scale: float = 0.0
     soft_target_weight: float = 0.0
-    contrast_weight: float = 0.0
-    entity_weight: float = 0.0
-    gate: bool = True
-    memory_min_count: int = 1
-    new_item_rate: float = 0.1
+    infonce_weight: float = 0.0
+    cosine_weight: float = 0.0
+    rerank: bool = True
+    min_pair_users: int = 1
+    cold_item_dropout: float = 0.1
     allow_rare_pairs: bool = False
     num_beams: int = 50
     eval_users: int = 1000
@@ -105,9 +105,9 @@ class TTDSArguments:
             value = getattr(self, name)
             if isinstance(value, str):  # from the command line
                 setattr(self, name, _mapping(name, value))
-        if not 0 <= self.new_item_rate < 1:
+        if not 0 <= self.cold_item_dropout < 1:
             raise ValueError(
-                f"`new_item_rate` is {self.new_item_rate}; give a share from 0 to below 1."
+                f"`cold_item_dropout` is {self.cold_item_dropout}; give a share from 0 to below 1."
             )
 
 

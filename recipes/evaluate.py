@@ -6,15 +6,15 @@ python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --outp
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from modeling_ttds import TTDSForCausalLM  # noqa: E402
-from recipes import report, toyshop  # noqa: E402
-from recipes.card import GENERATED, GENERATED_DATA, JOINED  # noqa: E402
-from recipes.data import read_data, split_data  # noqa: E402
+from modeling_ttds import TTDSForCausalLM
+from recipes.data import toyshop
+from recipes.data.split import split_data
+from recipes.data.tables import read_data
+from recipes.evaluation import report
+from recipes.evaluation.report import LM_ONLY, TTDS
+from recipes.hub.card import GENERATED_DATA
 
 
 def main() -> None:
@@ -39,12 +39,12 @@ def main() -> None:
     if names[: split.num_items] != data.catalogue.item_ids:
         raise SystemExit(f"{arguments.model} was built on another catalogue than the data set's.")
     rows = {}
-    names = {GENERATED: False} | ({JOINED: True} if model.config.has_gate else {})
-    for name, gate in names.items():
+    names = {LM_ONLY: False} | ({TTDS: True} if model.config.has_reranker else {})
+    for name, rerank in names.items():
         rows[name], lists = report.evaluate_model(
-            model, split, arguments.split, arguments.num_beams, gate
+            model, split, arguments.split, arguments.num_beams, rerank
         )
-    rows[GENERATED] |= report.index_metrics(model, split, arguments.split)
+    rows[LM_ONLY] |= report.sid_metrics(model, split, arguments.split)
     rows |= report.baseline_rows(split, arguments.split, shop)
     report.write_run(output / "run.jsonl", split, arguments.split, lists)
     # What the training run wrote beside the model stays true of it.

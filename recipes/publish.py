@@ -5,12 +5,9 @@ python recipes/publish.py outputs/demo --repo_id org/name --space org/name-demo
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from recipes import hub  # noqa: E402
+from recipes.hub.files import PublishError, model_files, space_files
+from recipes.hub.publishing import Destination, listing
 
 
 def main() -> None:
@@ -22,30 +19,30 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="only the owner sees it")
     parser.add_argument("--dry_run", action="store_true", help="list the files, send nothing")
     parser.add_argument(
-        "--include_user_index", action="store_true", help="send run.jsonl, which holds user ids"
+        "--include_user_lists", action="store_true", help="send run.jsonl, which holds user ids"
     )
     parser.add_argument(
         "--allow_rare_pairs",
         action="store_true",
-        help="send a memory of pairs of items behind which a single user stands",
+        help="send a co-occurrence memory of pairs of items behind which a single user stands",
     )
     arguments = parser.parse_args()
     private = arguments.private or None
     try:
-        model = hub.Destination(arguments.repo_id, private=private)
-        files = hub.model_files(
+        model = Destination(arguments.repo_id, private=private)
+        files = model_files(
             arguments.folder,
             arguments.repo_id,
-            arguments.include_user_index,
+            arguments.include_user_lists,
             arguments.allow_rare_pairs,
         )
         parcels = [(model, files)]
         if arguments.space:
             variables = {"TTDS_MODEL": arguments.repo_id}
-            space = hub.Destination(arguments.space, "space", private, variables=variables)
-            parcels.append((space, hub.space_files(arguments.repo_id)))
+            space = Destination(arguments.space, "space", private, variables=variables)
+            parcels.append((space, space_files(arguments.repo_id)))
         for destination, parcel in parcels:
-            print(hub.listing(destination, parcel))
+            print(listing(destination, parcel))
         if arguments.dry_run:
             print("Nothing was sent.")
             return
@@ -56,7 +53,7 @@ def main() -> None:
                 f"{arguments.space} cannot read the private model yet: in the Space's settings, "
                 f"add a secret HF_TOKEN, a token that may read {arguments.repo_id}."
             )
-    except hub.PublishError as error:
+    except PublishError as error:
         raise SystemExit(str(error)) from None
 
 

@@ -9,19 +9,17 @@ Any number of processes share the shards; a shard that is there is not made agai
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+from accelerate import PartialState
+from datasets import Dataset
+from tqdm.auto import tqdm
 
-from accelerate import PartialState  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from tqdm.auto import tqdm  # noqa: E402
-
-from modeling_ttds import TTDSForCausalLM  # noqa: E402
-from recipes import report, toyshop  # noqa: E402
-from recipes.data import read_data  # noqa: E402
+from modeling_ttds import TTDSForCausalLM
+from recipes.data import toyshop
+from recipes.data.tables import read_data
+from recipes.evaluation import report
 
 REQUEST_FILE = "request.json"
 

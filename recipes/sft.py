@@ -1,26 +1,33 @@
-"""Fit the towers, tune the language model, join the memory, evaluate, save.
+"""Fit the towers, tune the language model, join the co-occurrence memory, evaluate, save.
 
 accelerate launch recipes/sft.py
-accelerate launch recipes/sft.py --config recipes/scientific/sft.yaml --dataset_name FOLDER
+accelerate launch recipes/sft.py --config recipes/experiments/scientific/sft.yaml --dataset_name FOLDER
 accelerate launch recipes/sft.py --push_to_hub --hub_model_id org/name
 """
 
 import shutil
-import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+from transformers import set_seed
+from trl import ModelConfig
 
-from transformers import set_seed  # noqa: E402
-from trl import ModelConfig  # noqa: E402
-
-from recipes import adapter, card, gate, hub, report, toyshop  # noqa: E402
-from recipes.building import build_model, build_tokenizer  # noqa: E402
-from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments  # noqa: E402
-from recipes.data import read_data, split_data  # noqa: E402
-from recipes.examples import Examples, UserStates  # noqa: E402
-from recipes.trainer import TTDSTrainer, last_whole_checkpoint  # noqa: E402
+from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments
+from recipes.data import toyshop
+from recipes.data.split import split_data
+from recipes.data.tables import read_data
+from recipes.evaluation import report
+from recipes.hub import card
+from recipes.hub.files import PublishError, model_files, write_card
+from recipes.hub.publishing import take_over_push
+from recipes.ranking import reranker
+from recipes.hub.files import PublishError, model_files, write_card
+from recipes.hub.publishing import take_over_push
+from recipes.ranking import reranker
+from recipes.tuning import adapter
+from recipes.tuning.build import build_model, build_tokenizer
+from recipes.tuning.examples import Examples, UserStates
+from recipes.tuning.trainer import TTDSTrainer, last_whole_checkpoint
 
 
 def check_output(options: TTDSArguments, training: TTDSTrainingArguments) -> None:
@@ -50,7 +57,7 @@ def main(
         training: How it is tuned.
         model_config: The backbone, if one is given.
     """
-    destination = hub.take_over_push(training, options)
+    destination = take_over_push(training, options)
     check_output(options, training)
     set_seed(training.seed)
     begun = time.perf_counter()
@@ -97,25 +104,25 @@ def main(
         return
     if model_config.use_peft:
         model = adapter.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder)
-    model.share_index()
+    model.share_sid_table()
 
-    if options.gate:
-        rows, lists = gate.join(
+    if options.reranker:
+        rows, lists = reranker.join(
             model,
             split,
             num_beams=options.num_beams,
-            min_count=options.memory_min_count,
-            new_item_rate=options.new_item_rate,
+            min_pair_users=options.min_pair_users,
+            cold_item_dropout=options.cold_item_dropout,
             seed=training.seed,
-            folder=folder / "gates",
+            folder=folder / "rerankers",
         )
     else:
         rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:
-            rows[which][card.GENERATED], lists[card.GENERATED] = report.evaluate_model(
-                model, split, which, options.num_beams, gate=False
+            rows[which][report.LM_ONLY], lists[report.LM_ONLY] = report.evaluate_model(
+                model, split, which, options.num_beams, rerank=False
             )
-    rows["test"][card.GENERATED] |= report.index_metrics(model, split, "test")
+    rows["test"][report.LM_ONLY] |= report.sid_metrics(model, split, "test")
     for which in rows:
         rows[which] |= report.baseline_rows(split, which, shop)
 
@@ -136,8 +143,8 @@ def main(
         "seconds": round(time.perf_counter() - begun, 1),
     }
     report.write_json(folder / "metrics.json", facts | rows)
-    shutil.rmtree(folder / "gates", ignore_errors=True)
-    hub.write_card(folder, training.hub_model_id or str(folder))
+    shutil.rmtree(folder / "rerankers", ignore_errors=True)
+    write_card(folder, training.hub_model_id or str(folder))
     print(report.examples(model, split))
     print(f"\n{report.table(rows['test'])}\n")
     print(f"The model is in {folder}. Load it anywhere:\n")
@@ -145,7 +152,7 @@ def main(
     print(f'    model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)')
     print(f'    model.recommend([["{data.catalogue.item_ids[0]}"]], top_k=5)')
     if destination:
-        files = hub.model_files(
+        files = model_files(
             folder, destination.repo_id, allow_rare_pairs=options.allow_rare_pairs
         )
         print(f"Published: {destination.send(files)}")
@@ -155,5 +162,5 @@ def main(
 if __name__ == "__main__":
     try:
         main(*parse_arguments())
-    except hub.PublishError as error:
+    except PublishError as error:
         raise SystemExit(str(error)) from None

@@ -1,6 +1,14 @@
 """A small shop and a small model, built once by the recipe's own code."""
 
 import os
+from pathlib import Path
+
+from recipes.config import TTDSArguments
+from recipes.data.split import split_data
+from recipes.data.tables import Data
+from recipes.data.toyshop import generate
+from recipes.tuning.build import build_tokenizer
+from recipes.tuning.examples import UserStates
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -8,17 +16,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # are compared bit for bit need the same number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from recipes.building import build_model, build_tokenizer
-from recipes.config import TTDSArguments
-from recipes.data import Catalogue, Data, split_data
-from recipes.examples import UserStates
-from recipes.toyshop import generate
+from recipes.data.tables import Catalogue
+from recipes.tuning.build import build_model
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +97,7 @@ def states(split, options):
 def built(split, states, tokenizer, options):
     """The model that a session shares; tests that change it take `model`."""
     model, _ = build_model(split, states, tokenizer, options, None, seed=0)
-    model.share_index()
+    model.share_sid_table()
     return model.eval()
 
 

@@ -15,13 +15,13 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 import app
-from modeling_ttds.memory_ttds import FEATURES, TTDSGate
-from recipes.building import build_model, build_tokenizer
+from modeling_ttds.reranker_ttds import FEATURES, TTDSReranker
 from recipes.config import TTDSArguments
-from recipes.data import split_data
-from recipes.examples import UserStates
-from recipes.gate import build_memory
-from recipes.toyshop import generate
+from recipes.data.split import split_data
+from recipes.data.toyshop import generate
+from recipes.ranking.cooccurrence import build_cooccurrence
+from recipes.tuning.build import build_model, build_tokenizer
+from recipes.tuning.examples import UserStates
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -30,14 +30,16 @@ HOSTILE = '<img src=x onerror="window.hurt=1"> ${window.hurt=1} {{value}} `\''
 
 @pytest.fixture(scope="module")
 def folder(built, split, tmp_path_factory):
-    """A model with a memory, a gate that nothing was fitted for, and one hostile title."""
+    """A model with a co-occurrence memory, a re-ranker that nothing was fitted for, and one hostile title."""
     folder = tmp_path_factory.mktemp("app") / "model"
     built.save_pretrained(folder)
     built.tokenizer.save_pretrained(folder)
     model = type(built).from_pretrained(folder).eval()
     torch.manual_seed(0)
-    model.set_gate(build_memory(split.training, split.num_items), TTDSGate(len(FEATURES)).eval())
-    popular = int(model.memory.popularity.argmax())
+    model.set_reranker(
+        build_cooccurrence(split.training, split.num_items), TTDSReranker(len(FEATURES)).eval()
+    )
+    popular = int(model.cooccurrence.popularity.argmax())
     model.catalogue[popular]["title"] = f"{HOSTILE} {model.catalogue[popular]['title']}"
     model.save_pretrained(folder)
     return folder
@@ -96,9 +98,9 @@ def test_about_and_search(client, built):
     assert "Kitchen > Kettles" in about["categories"] and len(about["examples"]) == 4
     kettles = ask(client, "search", "KETTLE")
     assert kettles and all("kettle" in item["title"].lower() for item in kettles)
-    codes = built.item_codes[built.row_of[kettles[0]["item_id"]]].tolist()
+    codes = built.item_sids[built.row_of[kettles[0]["item_id"]]].tolist()
     assert kettles[0]["codes"] == codes
-    assert kettles[0]["code_tokens"] == "".join(f"<item_{n}_{c}>" for n, c in enumerate(codes))
+    assert kettles[0]["sid_tokens"] == "".join(f"<item_{n}_{c}>" for n, c in enumerate(codes))
     assert ask(client, "search", "no such thing") == []
     assert ask(client, "search", "onerror")[0]["title"].startswith(HOSTILE)
 
@@ -108,11 +110,11 @@ def test_recommend_gives_the_list_of_the_model(client, folder, built, joined):
     history = [built.catalogue[row]["item_id"] for row in (3, 9, 12)]
     found = ask(client, "recommend", history, 7, "", joined)
     model = type(built).from_pretrained(folder).eval()
-    expected = model.recommend([history], top_k=7, gate=joined)[0]
+    expected = model.recommend([history], top_k=7, rerank=joined)[0]
     assert [item["item_id"] for item in found["items"]] == [best.item_id for best in expected]
     for place, (item, best) in enumerate(zip(found["items"], expected, strict=True), 1):
         assert item["score"] == pytest.approx(best.score, abs=1e-4) and item["place"] == place
-    written = model.recommend([history], top_k=7, gate=False)[0]
+    written = model.recommend([history], top_k=7, rerank=False)[0]
     beams = {best.item_id for best in written} - {best.item_id for best in expected}
     assert {item["item_id"] for item in found["left_out"]} <= beams
     assert [item["item_id"] for item in found["history"]] == history
@@ -225,7 +227,7 @@ def test_a_visitor_adds_a_bounded_number_of_items(client):
 def test_a_model_with_an_item_more_shares_weights_and_leaves_the_first_alone(folder, built):
     model = type(built).from_pretrained(folder).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    index, history = dict(model.tokenizer.item_index), [built.catalogue[3]["item_id"]]
+    index, history = dict(model.tokenizer.sid_table), [built.catalogue[3]["item_id"]]
     lists = model.recommend([history], top_k=10)
     more = app.with_item(model, {"item_id": "new", "title": "A walnut kettle"})
     assert more.recommend([["new"]], top_k=3) and len(more.catalogue) == len(model.catalogue) + 1
@@ -233,7 +235,7 @@ def test_a_model_with_an_item_more_shares_weights_and_leaves_the_first_alone(fol
         assert ours is theirs
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert "new" not in model.row_of and model.tokenizer.item_index == index
+    assert "new" not in model.row_of and model.tokenizer.sid_table == index
     assert model.config.num_items == len(model.catalogue)
     assert model.recommend([history], top_k=10) == lists
 
@@ -243,8 +245,10 @@ def test_the_first_answer_on_the_demos_model_takes_less_than_a_second(tmp_path):
     split = split_data(generate().data)
     tokenizer, states = build_tokenizer(split, demo, None), UserStates(split, demo.max_history)
     model, _ = build_model(split, states, tokenizer, demo, None, seed=0)
-    model.share_index()
-    model.set_gate(build_memory(split.training, split.num_items), TTDSGate(len(FEATURES)).eval())
+    model.share_sid_table()
+    model.set_reranker(
+        build_cooccurrence(split.training, split.num_items), TTDSReranker(len(FEATURES)).eval()
+    )
     shop, history = app.Shop(model), [entry["item_id"] for entry in model.catalogue[:3]]
     begun = time.process_time()  # one thread's, whatever else the machine does
     assert len(shop.recommend(history)["items"]) == 5

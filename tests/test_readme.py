@@ -8,11 +8,11 @@ import pytest
 
 from benchmarks.result import results
 from benchmarks.tables import filled
-from recipes.building import build_model, build_tokenizer
 from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments
-from recipes.examples import question_wordings
-from recipes.tasks import ITEM_TASKS, USER_TASKS
-from tests.conftest import ROOT
+from recipes.hub.files import ROOT
+from recipes.tuning.build import build_model, build_tokenizer
+from recipes.tuning.examples import question_wordings
+from recipes.tuning.tasks import ITEM_TASKS, USER_TASKS
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -21,7 +21,7 @@ def test_python_of_the_readme_runs(split, states, options, tmp_path, monkeypatch
     settings = replace(options, tasks={task: 0.1 for task in USER_TASKS | ITEM_TASKS})
     tokenizer = build_tokenizer(split, settings, None)
     model, _ = build_model(split, states, tokenizer, settings, None, seed=0)
-    model.share_index()
+    model.share_sid_table()
     model.save_pretrained(tmp_path / "outputs" / "demo")
     tokenizer.save_pretrained(tmp_path / "outputs" / "demo")
     monkeypatch.chdir(tmp_path)
@@ -50,7 +50,7 @@ def test_options_the_readme_names_exist():
     )
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
     known |= {"output"}
-    known |= {"dry_run", "include_user_index", "allow_rare_pairs", "space", "repo_id"}
+    known |= {"dry_run", "include_user_lists", "allow_rare_pairs", "space", "repo_id"}
     text = re.sub(r"<!-- table: .*?<!-- end -->", "", README, flags=re.DOTALL)
     named = set(re.findall(r"--([a-z_]+)", text))
     assert named <= known, named - known

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.data import write_data
+from recipes.data.tables import write_data
 from tests.conftest import ROOT, SMALL
 
 
@@ -47,20 +47,20 @@ def test_run_ends_with_table_examples_and_a_folder(whole):
     folder, done = whole
     for row in (
         "TTDS ",
-        "TTDS, generated only",
-        "gate without",
+        "TTDS, language model only",
+        "re-ranker without",
         "popularity",
-        "transition counts",
+        "Markov chain",
         "item-kNN",
     ):
         assert f"| {row}" in done.stdout
     assert done.stdout.count("A user chose") == 3
     assert "AutoModel.from_pretrained" in done.stdout
-    metrics = json.loads((folder / "metrics.json").read_text())["test"]["TTDS, generated only"]
-    assert metrics["unique_codes"] == 1 and 0 <= metrics["invalid_rate"] <= 1
+    metrics = json.loads((folder / "metrics.json").read_text())["test"]["TTDS, language model only"]
+    assert metrics["unique_sids"] == 1 and 0 <= metrics["invalid_rate"] <= 1
     assert len((folder / "run.jsonl").read_text().splitlines()) == metrics["users"]
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.tmp"))
-    assert not (folder / "gates").exists()
+    assert not (folder / "rerankers").exists()
 
 
 def test_every_part_of_the_decoder_trains(whole, recipe):
@@ -69,9 +69,9 @@ def test_every_part_of_the_decoder_trains(whole, recipe):
     before = load_file(untrained / "model.safetensors")
     after = load_file(folder / "model.safetensors")
     for name, value in after.items():
-        if name.startswith("model.") or name.startswith("code_projections."):
+        if name.startswith("model.") or name.startswith("codebook_projections."):
             assert not torch.equal(before[name], value), f"{name} did not train"
-        elif not name.startswith("gate."):
+        elif not name.startswith("reranker."):
             assert torch.equal(before[name], value), f"{name} should be fixed"
 
 
@@ -112,5 +112,5 @@ def test_evaluate_gives_the_same_numbers(whole, tmp_path):
     ours = json.loads((folder / "metrics.json").read_text())["test"]
     assert theirs["popularity"] == ours["popularity"]
     assert theirs["TTDS"] == ours["TTDS"], "recommend ranks as the fit did"
-    assert theirs["TTDS, generated only"] == ours["TTDS, generated only"]
+    assert theirs["TTDS, language model only"] == ours["TTDS, language model only"]
     assert (tmp_path / "run.jsonl").read_text() == (folder / "run.jsonl").read_text()

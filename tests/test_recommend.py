@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from recipes.data import write_data
-from tests.conftest import ROOT
+from recipes.data.tables import write_data
+from recipes.hub.files import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +70,15 @@ def test_two_processes_give_the_lists_of_one(asked, one):
 
 def test_only_missing_shards_are_made(asked, one):
     _, run = asked
-    stamps = {part: part.stat().st_mtime_ns for part in one.glob("part-*")}
-    victim = max(stamps)
+    timestamps = {part: part.stat().st_mtime_ns for part in one.glob("part-*")}
+    victim = max(timestamps)
     content = victim.read_bytes()
     victim.unlink()
     done = run("one")
     assert done.returncode == 0, done.stderr[-3000:]
     assert victim.read_bytes() == content
-    del stamps[victim]
-    assert all(part.stat().st_mtime_ns == stamp for part, stamp in stamps.items())
+    del timestamps[victim]
+    assert all(part.stat().st_mtime_ns == stamp for part, stamp in timestamps.items())
     assert "already" in run("one").stdout
 
 

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, baselines, and the report that a run ends with."""

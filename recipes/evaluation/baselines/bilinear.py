@@ -1,0 +1,124 @@
+"""A bilinear similarity: a matrix that says whose embeddings come after whose."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from tqdm.auto import tqdm
+
+from modeling_ttds.recommendation_ttds import pad_rows
+from modeling_ttds.towers_ttds import profile
+from recipes.data.split import Split
+from recipes.evaluation.baselines.rank import rank
+from recipes.evaluation.metrics import rank_metrics
+
+DECAYS = (0.9, 0.6, 0.0)
+
+
+@dataclass(frozen=True)
+class BilinearSettings:
+    """Settings of a bilinear similarity.
+
+    Args:
+        scale: Weight of the plain cosine similarity it starts from.
+        learning_rate: Of Adam at the start; it falls to zero as a cosine.
+        num_epochs: Passes over the training positions.
+        batch_size: Positions per step.
+        max_history: How many of the newest items are read.
+    """
+
+    scale: float = 5.0
+    learning_rate: float = 2e-3
+    num_epochs: int = 4
+    batch_size: int = 256
+    max_history: int = 50
+
+
+class BilinearSimilarity:
+    """Scores items by `profiles @ weight @ items.T`, a profile being a mean of a history's items.
+
+    A history has a profile per decay, the weight of an item per step into the past; the last is its
+    newest item alone. The weight starts as identities: the mean of their cosine similarities.
+
+    Args:
+        tables: Embeddings of the items, each (num_items, dim) with unit or zero rows.
+        settings: Its settings.
+    """
+
+    def __init__(self, tables: list[Tensor], settings: BilinearSettings):
+        self.tables, self.settings = tables, settings
+        self.items = torch.cat(tables, 1)  # (num_items, width of all tables)
+        start = torch.eye(self.items.shape[1]) * settings.scale / len(DECAYS)
+        self.weight = start.repeat(len(DECAYS), 1).requires_grad_()
+
+    def logits(self, histories: list[np.ndarray]) -> Tensor:
+        """Score the catalogue, (batch, num_items).
+
+        Args:
+            histories: Item rows per user, newest last, none empty.
+        """
+        newest = [history[-self.settings.max_history :] for history in histories]
+        rows = pad_rows(newest, None, self.items.device)
+        profiles = [profile(table, rows, decay) for decay in DECAYS for table in self.tables]
+        return torch.cat(profiles, 1) @ self.weight @ self.items.T
+
+
+def fit_bilinear(
+    split: Split, tables: list[Tensor], settings: BilinearSettings, seed: int
+) -> BilinearSimilarity:
+    """Fit a similarity on the training positions, as of its best pass on the validation targets.
+
+    Args:
+        split: The split.
+        tables: As of `BilinearSimilarity`.
+        settings: Settings of model and training.
+        seed: Seed of the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = BilinearSimilarity(tables, settings)
+    shown = [history[:end] for history in split.training for end in range(1, len(history))]
+    targets = torch.from_numpy(np.concatenate([history[1:] for history in split.training]))
+    optimizer = torch.optim.Adam([model.weight], settings.learning_rate)
+    steps = settings.num_epochs * -(-len(shown) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    chosen = split.validation_targets[split.users("validation")]
+    best, best_weight = -1.0, None
+    with tqdm(range(settings.num_epochs), desc="similarity", unit="epoch") as epochs:
+        for _ in epochs:
+            order = torch.randperm(len(shown), generator=generator)
+            for batch in order.split(settings.batch_size):
+                logits = model.logits([shown[i] for i in batch.tolist()])
+                loss = F.cross_entropy(logits, targets[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            lists = rank_bilinear(model, split, "validation", 10)
+            ndcg = rank_metrics(lists.tolist(), chosen)["NDCG@10"]
+            if ndcg > best:
+                best, best_weight = ndcg, model.weight.detach().clone()
+            epochs.set_postfix(ndcg=f"{ndcg:.4f}", best=f"{best:.4f}")
+    model.weight = best_weight
+    return model
+
+
+def rank_bilinear(model: BilinearSimilarity, split: Split, which: str, top_k: int) -> np.ndarray:
+    """Rank the catalogue for every user with a target.
+
+    Args:
+        model: A fitted similarity.
+        split: The split.
+        which: `"validation"` or `"test"`.
+        top_k: Length of the lists.
+
+    Returns:
+        Item rows, (num_users_with_target, top_k); items of the history are left out.
+    """
+
+    @torch.no_grad()
+    def scores(users: np.ndarray) -> np.ndarray:
+        return model.logits([split.history(user, which) for user in users]).numpy()
+
+    return rank(split, which, top_k, scores)

@@ -1,0 +1,235 @@
+"""What a run ends with: metrics beside baselines, ranked lists, a table, examples."""
+
+import json
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from recipes.data.split import Split
+from recipes.data.toyshop import Toyshop
+from recipes.evaluation.baselines.markov import markov_chain
+from recipes.evaluation.baselines.neighbours import item_knn
+from recipes.evaluation.baselines.oracle import oracle
+from recipes.evaluation.baselines.popularity import popularity
+from recipes.evaluation.metrics import evaluate_run
+
+# Names of rows, in every table, plot and card.
+TTDS, LM_ONLY, RERANKER_ONLY = "TTDS", "TTDS, language model only", "re-ranker only"
+COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10")
+BASELINES = {
+    "popularity": popularity,
+    "Markov chain": markov_chain,
+    "item-kNN": item_knn,
+}
+
+
+@torch.no_grad()
+def recommend_to(
+    model: TTDSForCausalLM,
+    split: Split,
+    which: str,
+    num_beams: int,
+    num_users: int | None = None,
+    rerank: bool = False,
+) -> list[list[int]]:
+    """Return the top 20 item rows of the users that have a target.
+
+    Args:
+        model: The model to ask.
+        split: The split.
+        which: `"validation"` or `"test"`.
+        num_beams: Prefixes kept per level.
+        num_users: Ask for the first so many users only.
+        rerank: Whether co-occurrence memory and re-ranker join in.
+    """
+    histories = [split.history(user, which) for user in split.users(which)[:num_users]]
+    top_k = min(20, split.num_items)
+    lists = model.recommend_rows(histories, top_k, num_beams=max(num_beams, top_k), rerank=rerank)
+    return [[row for row, _ in pairs] for pairs in lists]
+
+
+def evaluate_model(
+    model: TTDSForCausalLM, split: Split, which: str, num_beams: int, rerank: bool
+) -> tuple[dict[str, float], list[list[int]]]:
+    """Rank the whole catalogue for every user with a target; return metrics and lists.
+
+    Args:
+        model: The model to evaluate.
+        split: The split.
+        which: `"validation"` or `"test"`.
+        num_beams: Prefixes kept per level.
+        rerank: Whether co-occurrence memory and re-ranker join in.
+    """
+    lists = recommend_to(model, split, which, num_beams, rerank=rerank)
+    return evaluate_run(split, which, lists), lists
+
+
+def sid_metrics(model: TTDSForCausalLM, split: Split, which: str) -> dict[str, float]:
+    """Return the share of items with unique semantic IDs and `invalid_rate`.
+
+    Args:
+        model: The model.
+        split: The split.
+        which: `"validation"` or `"test"`.
+    """
+    unique = len(model.item_sids.unique(dim=0)) / len(model.item_sids)
+    return {"unique_sids": unique, "invalid_rate": invalid_rate(model, split, which)}
+
+
+@torch.no_grad()
+def invalid_rate(
+    model: TTDSForCausalLM, split: Split, which: str, num_users: int = 50, num_beams: int = 10
+) -> float:
+    """Return the share of beams that name no item when nothing constrains them.
+
+    Args:
+        model: The model to ask.
+        split: The split.
+        which: `"validation"` or `"test"`.
+        num_users: How many users to look at.
+        num_beams: Beams per user.
+    """
+    model.eval()
+    legal = {tuple(path) for path in model.sid_tokens(model.item_sids).tolist()}
+    plain = GenerationConfig(
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        max_new_tokens=model.config.item_tower.num_levels,
+        length_penalty=0.0,
+        do_sample=False,
+        pad_token_id=model.config.pad_token_id,
+    )
+    invalid = total = 0
+    for user in split.users(which)[:num_users]:
+        history = [split.history(user, which).tolist()]
+        ids, mask = model.history_prompts(history, history)
+        beams = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+        for path in beams[:, ids.shape[1] :].tolist():
+            invalid += tuple(path) not in legal
+            total += 1
+    return invalid / max(total, 1)
+
+
+def baseline_rows(split: Split, which: str, shop: Toyshop | None) -> dict[str, dict[str, float]]:
+    """Return the metrics of the baselines and, for the generated data, of the oracle.
+
+    Args:
+        split: The split.
+        which: `"validation"` or `"test"`.
+        shop: The generated data set, if `split` is its split.
+    """
+    rankers = dict(BASELINES)
+    if shop is not None:
+        rankers["oracle"] = partial(oracle, shop)
+    top_k = min(20, split.num_items)
+    return {
+        name: evaluate_run(split, which, ranker(split, which, top_k).tolist())
+        for name, ranker in rankers.items()
+    }
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Return rows of metrics as a Markdown table.
+
+    Args:
+        rows: Per method, its metrics.
+    """
+    columns = [*COLUMNS, "unique_sids"]
+    width = max(len(name) for name in rows)
+    lines = [
+        f"| {'':{width}} | " + " | ".join(f"{name:>12}" for name in columns) + " |",
+        f"|-{'-' * width}-|" + f"{'-' * 13}:|" * len(columns),
+    ]
+    for name, metrics in rows.items():
+        cells = (f"{metrics[c]:12.4f}" if c in metrics else f"{'':12}" for c in columns)
+        lines.append(f"| {name:{width}} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def hardware() -> str:
+    """Return the processor, the cores in use and the GPU if there is one."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(": ")[1] if lines else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} threads{gpu}"
+
+
+def write_json(file: str | Path, content: object) -> None:
+    """Write JSON by way of a scratch file, so that no half of it is ever left.
+
+    Args:
+        file: Where to.
+        content: What json can hold.
+    """
+    _replace(file, json.dumps(content, indent=2) + "\n")
+
+
+def write_run(file: str | Path, split: Split, which: str, lists: Sequence[Sequence[int]]) -> None:
+    """Write ranked lists, one user per line, as the referee reads them.
+
+    Args:
+        file: Where to.
+        split: The split.
+        which: `"validation"` or `"test"`.
+        lists: Item rows per user with a target.
+    """
+    item_ids, user_ids = split.data.catalogue.item_ids, split.data.user_ids
+    lines = [
+        json.dumps({"user_id": user_ids[user], "items": [item_ids[row] for row in rows]})
+        for user, rows in zip(split.users(which), lists, strict=True)
+    ]
+    _replace(file, "\n".join(lines) + "\n")
+
+
+def slug(method: str) -> str:
+    """Return the name of a method as it stands in file names.
+
+    Args:
+        method: E.g. `"TTDS, language model only"`.
+    """
+    return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
+
+
+def run_file(row: str, rows: Iterable[str]) -> str:
+    """Return the name of the file with the lists of a row.
+
+    Args:
+        row: The row.
+        rows: All rows there are lists of; those of the model as `recommend` answers by default
+            stand in `run.jsonl`.
+    """
+    main = TTDS if TTDS in rows else LM_ONLY
+    return "run.jsonl" if row == main else f"run-{slug(row)}.jsonl"
+
+
+def _replace(file: str | Path, text: str) -> None:
+    scratch = Path(file).with_suffix(".tmp")
+    scratch.write_text(text, "utf-8")
+    scratch.replace(file)
+
+
+def examples(model: TTDSForCausalLM, split: Split, num_users: int = 3) -> str:
+    """Return a few users with their history and recommended titles.
+
+    Args:
+        model: The model to ask.
+        split: The split.
+        num_users: How many users.
+    """
+    titles = [entry["title"] or entry["item_id"] for entry in model.catalogue]
+    lines = []
+    for user in split.users("test")[:num_users]:
+        history = split.history(user, "test").tolist()
+        lines.append(f"\nA user chose {'; '.join(titles[row] for row in history[-5:])}")
+        for row, score in model.recommend_rows([history], min(5, split.num_items))[0]:
+            lines.append(f"  {score:7.2f}  {titles[row]}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Hub: what may leave, the model card, publishing."""

@@ -1,0 +1,306 @@
+"""The model card: what a model is, how to use it, what it was measured at. Figures are measured."""
+
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import DatasetCard, EvalResult, ModelCardData
+
+from recipes.evaluation.report import LM_ONLY, TTDS
+
+if TYPE_CHECKING:
+    from recipes.data.tables import Data
+
+GENERATED_DATA = "toyshop"
+NEEDS = '"transformers>=5.17,<6" torch safetensors'
+COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10")
+CITATION = """\
+@misc{yin2024unleash,
+  title  = {Unleash LLMs Potential for Recommendation by Coordinating Twin-Tower Dynamic Semantic
+            Token Generator},
+  author = {Jun Yin and Zhengxin Zeng and Mingzheng Li and Hao Yan and Chaozhuo Li and
+            Weihao Han and Jianjin Zhang and Ruochen Liu and Allen Sun and Denvy Deng and
+            Feng Sun and Qi Zhang and Shirui Pan and Senzhang Wang},
+  year   = {2024},
+  eprint = {2409.09253},
+  archivePrefix = {arXiv},
+}"""
+
+
+def card(model_id: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """Return the text of a model card with its metadata.
+
+    Args:
+        model_id: What the card tells a reader to load: a Hub id or a folder.
+        config: The model's `config.json`.
+        metrics: What `recipes/sft.py` or `recipes/evaluate.py` wrote to `metrics.json`.
+
+    Raises:
+        ValueError: `metrics` holds no measured rows.
+    """
+    which = "test" if "test" in metrics else "validation"
+    rows = metrics.get(which)
+    if not rows:
+        raise ValueError(
+            "metrics.json has no rows under `test`; measure the model by recipes/evaluate.py."
+        )
+    sections = [
+        f"---\n{_metadata(model_id, metrics, which).to_yaml()}\n---",
+        f"# {model_id.rstrip('/').split('/')[-1]}",
+        _what_it_is(config, metrics),
+        "## Use",
+        _use(model_id),
+        "## Data",
+        _data(metrics),
+        "## Results",
+        _results(rows, which),
+        "## Codes",
+        _codes(config, metrics, rows),
+        "## Cold start",
+        _cold_start(_main_row(rows)),
+        "## Limits and biases",
+        _limits(metrics, _main_row(rows)),
+        "## Training",
+        _training(metrics),
+        "## Citation",
+        f"The method follows [arXiv:2409.09253](https://arxiv.org/abs/2409.09253).\n\n"
+        f"```bibtex\n{CITATION}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def data_facts(name: str | None, data: "Data") -> dict[str, Any]:
+    """Return what a card says about a data set: where it is, its size, its licence.
+
+    Args:
+        name: Its folder or Hub id; None for the generated one.
+        data: Its content.
+    """
+    on_hub = name is not None and not Path(name).is_dir()
+    licence = "apache-2.0" if name is None else None
+    try:
+        if name is not None:
+            licence = DatasetCard.load(name if on_hub else f"{name}/README.md").data.license
+    except (OSError, ValueError):
+        pass  # no card, no licence: the model's card says so
+    return {
+        "on_hub": on_hub,
+        "license": licence,
+        "users": len(data.user_ids),
+        "items": len(data.catalogue.item_ids),
+        "interactions": sum(len(history) for history in data.histories),
+    }
+
+
+def is_generated(metrics: dict[str, Any]) -> bool:
+    """Return whether a model was made of the generated data, not of a folder of the same name.
+
+    Args:
+        metrics: As of `card`.
+    """
+    named = metrics.get("options", {}).get("dataset_name")
+    return metrics.get("dataset") == GENERATED_DATA and named is None
+
+
+def shown_name(name: str) -> str:
+    """Return a Hub id as it is, and a folder by its own name, which has no slash.
+
+    Args:
+        name: Hub id or folder.
+    """
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def _dataset(metrics: dict[str, Any]) -> str:
+    name = metrics.get("dataset", "unknown")
+    return name if metrics.get("data", {}).get("on_hub") else PurePath(name).name
+
+
+def _main_row(rows: dict[str, dict]) -> dict[str, float]:
+    return rows[TTDS if TTDS in rows else LM_ONLY]
+
+
+def _metadata(model_id: str, metrics: dict[str, Any], which: str) -> ModelCardData:
+    name, backbone = _dataset(metrics), metrics.get("backbone")
+    row = _main_row(metrics[which])
+    results = [
+        EvalResult(
+            task_type="sequential-recommendation",
+            task_name="Sequential recommendation",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split=which,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=row[metric],
+        )
+        for metric in COLUMNS
+        if metric in row
+    ]
+    # What is made of somebody else's data or weights is not ours to license.
+    ours = is_generated(metrics) and backbone is None
+    return ModelCardData(
+        model_name=model_id.rstrip("/").split("/")[-1],
+        license="apache-2.0" if ours else None,
+        library_name="transformers",
+        base_model=backbone if backbone and "/" in backbone else None,
+        datasets=[name] if metrics.get("data", {}).get("on_hub") else None,
+        tags=["recommendation", "sequential-recommendation", "generative-recommendation", "ttds"],
+        eval_results=results,
+    )
+
+
+def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
+    tower, decoder = config["item_tower"], config["backbone_config"]
+    start = metrics.get("backbone")
+    origin = f"tuned from `{start}`" if start else "trained from nothing"
+    joined = (
+        " A co-occurrence memory of what followed what and a small re-ranker join counting with the language model."
+        if config.get("has_reranker")
+        else ""
+    )
+    return (
+        "A generative recommender. Two towers give every item and every user "
+        f"{tower['num_levels']} codes, each one of {tower['num_codes']}, from text and from "
+        "interactions. A causal language model reads a user and a history as SID tokens and "
+        "writes the SID tokens of the next item; a trie keeps it to items that exist."
+        f"{joined}\n\n"
+        f"- Decoder: `{decoder['model_type']}`, {origin}\n"
+        f"- Catalogue: {config['num_items']} items, in `catalogue.jsonl`\n"
+        f"- History: the newest {config['max_history']} items count"
+    )
+
+
+def _use(model_id: str) -> str:
+    return f'''\
+`pip install {NEEDS}` is all it needs; `device_map` takes `accelerate` too.
+
+```python
+from transformers import AutoModel, pipeline
+
+model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
+history = [entry["item_id"] for entry in model.catalogue[:3]]
+for best in model.recommend([history], top_k=5)[0]:
+    print(f"{{best.score:7.2f}}  {{best.title}}")
+
+# A new item gets codes from its text; nothing is trained again.
+model.add_items([{{"item_id": "new", "title": "A title", "categories": "Some > Category"}}])
+model.recommend([["new"]], top_k=5)
+
+recommend = pipeline(model="{model_id}", trust_remote_code=True)
+recommend([{{"history": history, "top_k": 5}}, {{"history": []}}])
+```
+
+A user is nothing but a history of item ids, newest last; an unseen one works like a seen one.
+`trust_remote_code=True` runs the `*_ttds.py` files beside the weights: read them, and pin what you
+read by `revision="COMMIT"`.'''
+
+
+def _data(metrics: dict[str, Any]) -> str:
+    name, data = _dataset(metrics), metrics.get("data", {})
+    counts = ""
+    if "interactions" in data:
+        counts = (
+            f" {data['users']} users, {data['items']} items, {data['interactions']} interactions."
+        )
+    if is_generated(metrics):
+        text = (
+            f"`{name}`, a generated shop.{counts} No real person and no real sale is in it. "
+            "Licence: Apache-2.0, as of the code that generates it."
+        )
+    else:
+        licence = data.get("license")
+        text = f"`{name}`.{counts} " + (
+            f"Its licence, by its own card: `{licence}`."
+            if licence
+            else "Its licence is not stated where it was read from; ask its owners before you use "
+            "or redistribute what is made of it, the titles in `catalogue.jsonl` among it."
+        )
+    if "data_sha256" in metrics:
+        text += f"\n\nSHA-256 of the data as read: `{metrics['data_sha256']}`."
+    return text + (
+        "\n\nLeave-one-out split: the last interaction of a user is the test target, the one "
+        "before it the validation target. Towers, language model and co-occurrence memory learn from the rest; "
+        "the re-ranker, where there is one, is fitted on the validation targets."
+    )
+
+
+def _results(rows: dict[str, dict], which: str) -> str:
+    lines = [
+        "| | " + " | ".join(COLUMNS) + " |",
+        "|---|" + "---:|" * len(COLUMNS),
+    ]
+    for name, row in rows.items():
+        cells = (f"{row[column]:.4f}" if column in row else "" for column in COLUMNS)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    users = _main_row(rows)["users"]
+    notes = (
+        f"{which.capitalize()} split, {users} users, full ranking of the catalogue, seen items "
+        "left out. `coverage@10` is the share of the catalogue that stands in anybody's top ten."
+    )
+    if TTDS in rows:
+        notes += (
+            f" `{TTDS}` is the language model joined with co-occurrence memory and re-ranker, `{LM_ONLY}` the "
+            "language model alone."
+        )
+    if "oracle" in rows:
+        notes += " The oracle knows the true probabilities the data was drawn from."
+    return "\n".join(lines) + f"\n\n{notes}"
+
+
+def _codes(config: dict[str, Any], metrics: dict[str, Any], rows: dict[str, dict]) -> str:
+    num_codes = config["item_tower"]["num_codes"]
+    lines = []  # of the towers before the language model was tuned, and of the frozen index
+    for kind, tower in metrics.get("towers", {}).items():
+        used = [value for name, value in tower.items() if name.startswith("perplexity_")]
+        levels = ", ".join(f"{value:.1f}" for value in used)
+        lines.append(
+            f"- {kind}s: effective number of codes per level {levels} of {num_codes}; "
+            f"{tower['collision_rate']:.1%} shared all codes with another before the freeze"
+        )
+    row = rows.get(LM_ONLY, {})
+    if "unique_sids" in row:
+        lines.append(f"- {row['unique_sids']:.1%} of the items have unique semantic IDs")
+    if "invalid_rate" in row:
+        lines.append(
+            f"- {row['invalid_rate']:.1%} of beams name no item when no trie constrains them"
+        )
+    return "\n".join(lines) or "Not measured."
+
+
+def _cold_start(row: dict[str, float]) -> str:
+    text = "A new item gets codes from its text alone (`add_items`); no weight changes."
+    if "cold_HR@10" in row:
+        text += (
+            f" {row['cold_users']} users chose an item that training had seen at most 5 times: "
+            f"HR@10 is {row['cold_HR@10']:.4f} for them, {row['HR@10']:.4f} for all."
+        )
+    return text
+
+
+def _limits(metrics: dict[str, Any], row: dict[str, float]) -> str:
+    lines = [
+        "- It learns what was chosen, not what was liked, and repeats the habits of the people in "
+        "its data. Nothing about persons but their choices was seen, so nothing is corrected for.",
+        "- Scores rank the items of one list; they are not calibrated chances of a purchase.",
+        "- It knows the language of its catalogue, and no item outside it.",
+    ]
+    if {"head_HR@10", "tail_HR@10"} <= row.keys():
+        lines.append(
+            f"- Popularity: HR@10 is {row['head_HR@10']:.4f} where the target is among the fifth "
+            f"of the items seen most, {row['tail_HR@10']:.4f} where it is not."
+        )
+    privacy = "- The folder holds no user ids and no histories."
+    if least := metrics.get("options", {}).get("min_pair_users"):
+        behind = "even a single user" if least == 1 else f"at least {least} users"
+        privacy += f" Its co-occurrence memory keeps pairs of items that {behind} had in common."
+    return "\n".join([*lines, privacy])
+
+
+def _training(metrics: dict[str, Any]) -> str:
+    facts = {
+        "Hardware": metrics.get("hardware"),
+        "Time": f"{metrics['seconds']:.0f} s in all" if "seconds" in metrics else None,
+        "Seed": metrics.get("seed"),
+    }
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
+    return "\n".join([*lines, "- Every figure and option of this card: `metrics.json`"])

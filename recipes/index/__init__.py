@@ -1,0 +1,1 @@
+"""Index: embeddings, vocabulary, towers, and the refresh of the SID table."""

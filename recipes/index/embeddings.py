@@ -1,0 +1,217 @@
+"""The two modalities of the items: text embeddings and collaborative embeddings, cached."""
+
+
+
+
+
+
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy
+import scipy.sparse as sp
+import sklearn
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from scipy.sparse.linalg import eigsh
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import AutoConfig
+
+from modeling_ttds import text_ttds
+from modeling_ttds.tokenization_ttds import TTDSTokenizer
+
+# Chosen on the validation targets of two data sets; see benchmarks/collaborative.py.
+WINDOW = 10
+SHRINKAGE = 10
+ENCODER_FILES = {".safetensors", ".bin", ".json", ".txt", ".model"}  # weights, settings, vocabulary
+# A change of the code or of a library makes the cached tensors anew.
+VERSIONS = [m.__version__ for m in (np, scipy, sklearn, torch, transformers)]
+SOURCES = [Path(file).read_text("utf-8") for file in (__file__, text_ttds.__file__)]
+
+
+def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tensor]) -> Tensor:
+    """Return a tensor from the cache, or compute and keep it.
+
+    Args:
+        folder: The cache; None computes every time.
+        name: What the tensor is, the first part of its file name.
+        key: All that the tensor depends on; its hash with the versions of code and libraries is
+            the second part.
+        compute: Makes the tensor.
+    """
+    if folder is None:
+        return compute()
+    digest = hashed(json.dumps(key, sort_keys=True), *VERSIONS, *SOURCES)[:16]
+    file = folder / f"{name}-{digest}.safetensors"
+    if file.exists():
+        try:
+            with safe_open(file, "pt") as stored:
+                tensor = stored.get_tensor(name)
+                if hashed(tensor) == stored.metadata()["hash"]:
+                    return tensor
+            damage = "its content does not match its hash"
+        except SafetensorError as error:
+            damage = error
+        print(f"{file} is damaged ({damage}); it is made anew.")
+    tensor = compute().cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: tensor}, scratch, metadata={"hash": hashed(tensor)})
+    scratch.replace(file)
+    return tensor
+
+
+def hashed(*parts: str | bytes | Tensor) -> str:
+    """Return one hash of strings, bytes and tensors, for the key of `cached`."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        elif isinstance(part, str):
+            part = part.encode()
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def fit_token_table(
+    texts: Sequence[str], tokenizer: TTDSTokenizer, text_dim: int, seed: int
+) -> Tensor:
+    """Fit TF-IDF and a truncated SVD over plain-text tokens; fold both into one table.
+
+    The result, (num_tokens, text_dim), is what `TTDSTokenTable` looks up.
+
+    Args:
+        texts: The catalogue.
+        tokenizer: Gives the tokens.
+        text_dim: Width of a text embedding.
+        seed: Seed of the SVD.
+    """
+    num_tokens = tokenizer.sid_token_start
+    ids = [tokenizer.encode_text(text) for text in texts]
+    rows = np.repeat(np.arange(len(ids)), [len(i) for i in ids])
+    columns = np.concatenate([np.asarray(i, dtype=np.int64) for i in ids])
+    counts = sp.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(ids), num_tokens))
+    weighting = TfidfTransformer(sublinear_tf=True)
+    matrix = weighting.fit_transform(counts.tocsr())
+    rank = min(text_dim, *matrix.shape)
+    with threadpool_limits(1):  # sums of several threads would depend on their number
+        _, _, components = randomized_svd(matrix, rank, n_iter=20, random_state=seed)
+    table = torch.zeros(num_tokens, text_dim)
+    # A token that no text holds says nothing.
+    weights = weighting.idf_ * (np.asarray(counts.sum(0)).ravel() > 0)
+    table[:, :rank] = torch.from_numpy((components * weights).T.copy())
+    return table
+
+
+def read_text_embeddings(file: str | Path, num_items: int) -> Tensor:
+    """Read precomputed text embeddings, one row per item in the order of the catalogue.
+
+    Args:
+        file: A safetensors file with the tensor `text`, or a `.npy` file.
+        num_items: Number of rows expected.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds something else; the message says what.
+    """
+    if not Path(file).exists():
+        raise FileNotFoundError(f"`text_embeddings` {file} does not exist.")
+    if Path(file).suffix == ".npy":
+        embeddings = torch.from_numpy(np.load(file))
+    else:
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(
+                f"`text_embeddings` {file} is no safetensors file ({error}); give one, or a `.npy`."
+            ) from error
+        if "text" not in tensors:
+            raise ValueError(f"{file} holds {sorted(tensors)} but no tensor `text`.")
+        embeddings = tensors["text"]
+    return check_embeddings(embeddings.float(), num_items, str(file))
+
+
+def check_embeddings(embeddings: Tensor, num_items: int, source: str) -> Tensor:
+    """Return unit rows, or raise a ValueError that names what is wrong with them.
+
+    Args:
+        embeddings: One row per item.
+        num_items: Number of rows expected.
+        source: Where they come from, for the message.
+    """
+    if embeddings.ndim != 2 or len(embeddings) != num_items:
+        raise ValueError(
+            f"{source} has the shape {tuple(embeddings.shape)}; the catalogue needs "
+            f"({num_items}, text_dim)."
+        )
+    bad = ~embeddings.isfinite().all(1)
+    if bad.any():
+        raise ValueError(f"{source} row {int(bad.int().argmax())} holds NaN or infinity.")
+    return F.normalize(embeddings, dim=-1)
+
+
+def encoder_version(name: str) -> str:
+    """Return what changes when an encoder does: a hash of its files, or its Hub commit.
+
+    Args:
+        name: Folder or Hub id.
+    """
+    if Path(name).is_dir():
+        digests = []
+        for path in sorted(Path(name).iterdir()):
+            if path.suffix in ENCODER_FILES:
+                with path.open("rb") as file:
+                    digests += [path.name, hashlib.file_digest(file, "sha256").digest()]
+        return hashed(*digests)
+    return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
+
+
+def collaborative_embeddings(
+    histories: Sequence[np.ndarray], num_items: int, dim: int, seed: int
+) -> Tensor:
+    """Embed items by the company they keep in training histories, (num_items, dim).
+
+    Counts items within `WINDOW` steps of one another, weighted 0.7 per further step, divides by the
+    roots of both items' sums, each raised by `SHRINKAGE` to trust rare items less, and keeps the
+    eigenvectors of the largest positive eigenvalues, scaled by them. An item that nobody touched,
+    or nobody with another, gets a zero row.
+
+    Args:
+        histories: Item rows in order, per user.
+        num_items: Size of the catalogue.
+        dim: Width of the embeddings.
+        seed: Seed of the solver's start.
+    """
+    matrix = sp.csr_matrix((num_items, num_items))
+    for lag in range(1, WINDOW + 1):
+        pairs = [(h[:-lag], h[lag:]) for h in histories if len(h) > lag]
+        if pairs:
+            first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+            weights = np.full(len(first), 0.7 ** (lag - 1))
+            matrix += sp.coo_matrix((weights, (first, second)), shape=matrix.shape).tocsr()
+    matrix = matrix + matrix.T
+    total = np.asarray(matrix.sum(1)).ravel()
+    touched = total.nonzero()[0]
+    embeddings = torch.zeros(num_items, dim)
+    rank = min(dim, len(touched) - 1)
+    if rank < 1:
+        return embeddings
+    scale = sp.diags((total[touched] + SHRINKAGE) ** -0.5)
+    matrix = scale @ matrix[touched][:, touched] @ scale
+    start = np.random.default_rng(seed).normal(size=len(touched))
+    with threadpool_limits(1):  # sums of several threads would depend on their number
+        values, vectors = eigsh(matrix, rank, which="LA", v0=start)
+    vectors = torch.from_numpy(vectors * np.maximum(values, 0)).float()
+    embeddings[torch.from_numpy(touched), :rank] = vectors
+    return F.normalize(embeddings, dim=-1)

@@ -1,0 +1,58 @@
+"""Refresh: write the semantic IDs that today's towers give into the model's SID table."""
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.sid_ttds import unique_sids
+from modeling_ttds.text_ttds import item_text
+from recipes.index.towers import code_usage
+
+CHUNK = 4096
+
+
+@torch.no_grad()
+def refresh_sids(model: TTDSForCausalLM, freeze: bool = False) -> dict[str, float]:
+    """Write today's semantic IDs of all items and attached users into the model's index.
+
+    Args:
+        model: The model whose towers give the codes.
+        freeze: Whether every item must get a unique semantic ID.
+
+    Returns:
+        `churn_LEVEL` and `churn` (share of items whose code changed at the level, at any level),
+        `user_churn`, `collision_rate` before freezing, `moved` (share of items that freezing gave
+        other codes than their nearest) and `perplexity_LEVEL`.
+    """
+    was_training = model.training
+    model.eval()
+    if model.config.text_encoder == "backbone":
+        model.item_text.copy_(model.embed_texts(item_text(entry) for entry in model.catalogue))
+    tower = model.item_tower
+    latents = tower.encode(model.item_text, model.item_collaborative).mean
+    nearest = tower.quantise(latents).codes
+    codes = nearest
+    if freeze:
+        codes = unique_sids(latents, tower.codebooks, nearest, taken=nearest[:0])
+    report = code_usage(nearest, tower.config.num_codes)
+    changed = codes != model.item_sids
+    report |= {f"churn_{level}": c.item() for level, c in enumerate(changed.float().mean(0))}
+    report["churn"] = changed.any(1).float().mean().item()
+    report["moved"] = (codes != nearest).any(1).float().mean().item()
+    _agree(codes)
+    model.item_sids.copy_(codes)
+    if hasattr(model, "user_sids"):
+        states = model.user_histories.split(CHUNK)
+        users = torch.cat([model.sids_of_users(part) for part in states])
+        _agree(users)
+        report["user_churn"] = (users != model.user_sids).any(1).float().mean().item()
+        model.user_sids.copy_(users)
+    model.train(was_training)
+    return report
+
+
+def _agree(codes: Tensor) -> None:
+    # Rounding may differ between processes; the first one's codes count.
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast(codes, 0)

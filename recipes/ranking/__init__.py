@@ -1,0 +1,1 @@
+"""Ranking: the co-occurrence memory and the re-ranker."""

@@ -1,0 +1,1 @@
+"""Tuning: tasks and their wordings, examples, the model that is built, the trainer."""

@@ -1,0 +1,235 @@
+"""TTDSTrainer: TRL's SFTTrainer with the model's own loss, a moving index and ranking metrics."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerCallback
+from trl import SFTTrainer
+
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from recipes.config import TTDSArguments
+from recipes.data.split import Split
+from recipes.evaluation.metrics import rank_metrics
+from recipes.evaluation.report import recommend_to
+from recipes.index.refresh import refresh_sids
+from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, collate
+
+# Kept beside the weights: user semantic IDs are no part of them, and an adapter's hold no buffer at all.
+INDEX_FILE = "sids.safetensors"
+INDEX = ("item_sids", "item_text", "user_sids")
+SEAL_FILE = "complete.json"
+
+
+def freeze_step(freeze_at: float, num_steps: int) -> int:
+    """Return the step at which the index freezes.
+
+    Args:
+        freeze_at: Share of the steps.
+        num_steps: Steps of the run.
+    """
+    return max(1, int(freeze_at * num_steps))
+
+
+class RefreshSIDs(TrainerCallback):
+    """Refreshes the index every so many steps and freezes it at a share of the run.
+
+    Only a model with a frozen index can be the best one, so what came before is forgotten then.
+
+    Args:
+        trainer: The trainer, for its model and log.
+        refresh_steps: Steps between refreshes.
+        freeze_at: Share of the steps after which the index stays.
+    """
+
+    def __init__(self, trainer: "TTDSTrainer", refresh_steps: int, freeze_at: float):
+        self.trainer, self.refresh_steps, self.freeze_at = trainer, refresh_steps, freeze_at
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
+        freeze = freeze_step(self.freeze_at, state.max_steps)
+        step = state.global_step
+        if step == freeze or (step < freeze and step % self.refresh_steps == 0):
+            report = refresh_sids(self.trainer.ttds, freeze=step == freeze)
+            # A log of its own: the step's loss and metrics still go into the regular one.
+            due = control.should_log
+            Trainer.log(self.trainer, {f"index/{name}": value for name, value in report.items()})
+            control.should_log = due
+            if step == freeze:
+                state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+
+class SealCheckpoint(TrainerCallback):
+    """Completes a checkpoint by the index and a list of its files, written last.
+
+    Args:
+        trainer: The trainer, for its model.
+    """
+
+    def __init__(self, trainer: "TTDSTrainer"):
+        self.trainer = trainer
+
+    def on_save(self, args, state, control, **kwargs):  # noqa: D102
+        if not args.should_save:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        tensors = {name: getattr(self.trainer.ttds, name).cpu() for name in INDEX}
+        save_file(tensors, folder / INDEX_FILE)
+        sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        scratch = folder / f"{SEAL_FILE}.tmp"
+        scratch.write_text(json.dumps(sizes), "utf-8")
+        scratch.replace(folder / SEAL_FILE)
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; say which were not.
+
+    Args:
+        output_dir: Folder of a run.
+    """
+    folders = Path(output_dir).glob("checkpoint-*")
+    for folder in sorted(folders, key=lambda f: int(f.name.split("-")[1]), reverse=True):
+        try:
+            sizes = json.loads((folder / SEAL_FILE).read_text("utf-8"))
+            if all((folder / name).stat().st_size == size for name, size in sizes.items()):
+                return str(folder)
+        except FileNotFoundError:
+            pass
+        print(f"{folder} was cut short and is passed over.")
+    return None
+
+
+class TTDSTrainer(SFTTrainer):
+    """Tunes a `TTDSForCausalLM` on placeholder ids.
+
+    Args:
+        examples: The training examples.
+        split: Validation users are ranked at every evaluation.
+        options: The recipe's arguments.
+        *args: As of `SFTTrainer`.
+        **kwargs: As of `SFTTrainer`.
+    """
+
+    def __init__(self, *args, examples: Examples, split: Split, options: TTDSArguments, **kwargs):
+        self.examples, self.split, self.options = examples, split, options
+        self.num_tokens, self.begun, self.curve = 0, time.perf_counter(), []
+        tokenizer = kwargs["processing_class"]
+        training = kwargs["args"]
+        training.remove_unused_columns = False
+        training.prediction_loss_only = True
+        training.dataset_kwargs = {"skip_prepare_dataset": True}
+        texts = EntityTexts(examples) if options.infonce_weight or options.cosine_weight else None
+        kwargs["data_collator"] = lambda rows: collate(rows, tokenizer.pad_token_id, texts)
+        kwargs["eval_dataset"] = examples.validation()
+        super().__init__(*args, train_dataset=examples.as_dataset(), **kwargs)
+        self.add_callback(SealCheckpoint(self))
+        if options.refresh_steps:
+            self.add_callback(RefreshSIDs(self, options.refresh_steps, options.freeze_at))
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        batch_size = self._train_batch_size * self.accelerator.num_processes
+        return EpochSampler(self.examples, batch_size, self.args.seed)
+
+    @property
+    def ttds(self) -> TTDSForCausalLM:
+        """The model itself, without what parallel training or an adapter wraps around it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the model's own loss and log its parts."""
+        outputs = model(
+            **inputs, use_cache=False, num_items_in_batch=num_items_in_batch, logits_to_keep=1
+        )
+        loss = outputs.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        if model.training:
+            self.num_tokens += int(inputs["attention_mask"].sum())
+        metrics = self._metrics["train" if model.training else "eval"]
+        for name, value in outputs.losses.items():
+            metrics[f"loss/{name}"].append(value.item())
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, *args, **kwargs):
+        """Give the towers a learning rate of their own, which cools down until the freeze."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        towers = {
+            id(parameter)
+            for name, parameter in self.model.named_parameters()
+            if "item_tower." in name or "user_tower." in name
+        }
+        for group in list(optimizer.param_groups):
+            moved = [p for p in group["params"] if id(p) in towers]
+            if moved:
+                group["params"] = [p for p in group["params"] if id(p) not in towers]
+                settings = {k: v for k, v in group.items() if k != "params"}
+                settings["lr"] = self.options.tower_learning_rate
+                optimizer.add_param_group(settings | {"params": moved, "towers": True})
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Let the towers' learning rate fall to zero at the freeze."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        freeze = freeze_step(self.options.freeze_at, num_training_steps)
+
+        def cooled(rate: Callable[[int], float]) -> Callable[[int], float]:
+            return lambda step: rate(step) * max(0.0, 1 - step / freeze)
+
+        groups = scheduler.optimizer.param_groups
+        scheduler.lr_lambdas = [
+            cooled(rate) if group.get("towers") else rate
+            for rate, group in zip(scheduler.lr_lambdas, groups, strict=True)
+        ]
+        return scheduler
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """Add the ranking metrics of validation users to the losses."""
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if metric_key_prefix != "eval":
+            return metrics
+        options = self.options
+        lists = recommend_to(
+            self.ttds, self.split, "validation", options.num_beams, options.eval_users
+        )
+        users = self.split.users("validation")[: options.eval_users]
+        ranking = rank_metrics(lists, self.split.validation_targets[users])
+        chosen = {f"{metric_key_prefix}_{name}": ranking[name] for name in ("HR@10", "NDCG@10")}
+        self.log(chosen)
+        seconds = round(time.perf_counter() - self.begun, 1)
+        self.curve.append(
+            {"step": self.state.global_step, "tokens": self.num_tokens, "seconds": seconds}
+            | {name: ranking[name] for name in ("HR@10", "NDCG@10")}
+        )
+        return metrics | chosen
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write none at checkpoints: the recipe writes the card when there are figures for it."""
+
+    def report(self) -> dict[str, object]:
+        """Return what tuning took and how index and validation moved since this process began."""
+        seconds = time.perf_counter() - self.begun
+        return {
+            "seconds": round(seconds, 1),
+            "tokens": self.num_tokens,
+            "tokens_per_second": round(self.num_tokens / seconds),
+            "validation": self.curve,
+            "refreshes": [
+                {name.removeprefix("index/"): value for name, value in entry.items()}
+                for entry in self.state.log_history
+                if "index/churn" in entry
+            ],
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_sids(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_sids(self.state.best_model_checkpoint)
+
+    def _load_sids(self, folder: str) -> None:
+        for name, tensor in load_file(f"{folder}/{INDEX_FILE}").items():
+            getattr(self.ttds, name).copy_(tensor)

@@ -1,0 +1,306 @@
+"""Co-occurrence memory and re-ranker against plain Python on tiny histories, and inside a model."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from modeling_ttds.cooccurrence_ttds import TTDSCooccurrence
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.reranker_ttds import FEATURES, TTDSRecall, TTDSReranker
+from recipes.index.embeddings import hashed
+from recipes.ranking.cooccurrence import build_cooccurrence
+from recipes.ranking.reranker import as_new, cross_fit, fit_reranker, without_model
+
+HISTORIES = [np.array(h) for h in ([0, 1, 2], [0, 1], [3, 1], [2])]
+ITEMS = 5
+
+
+def plain_scores(history, decays):
+    """Recompute the three statistics with loops."""
+    forward, follow = np.zeros((ITEMS, ITEMS)), np.zeros((ITEMS, ITEMS))
+    together = np.zeros((ITEMS, ITEMS))
+    for items in HISTORIES:
+        for i, first in enumerate(items):
+            for lag, second in enumerate(items[i + 1 :], start=1):
+                forward[first, second] += 0.6 ** (lag - 1)
+                follow[first, second] += lag == 1
+            together[first, items] += 1
+    transition = forward + forward.T / 2
+    transition /= np.sqrt(np.maximum(transition.sum(1, keepdims=True), 1e-12))
+    follow /= np.sqrt(np.maximum(follow.sum(1, keepdims=True), 1))
+    buyers = np.maximum(together.diagonal(), 1)
+    company = together / np.sqrt(np.outer(buyers, buyers)) * (1 - np.eye(ITEMS))
+    weights = [np.power(decay, np.arange(len(history))[::-1]) for decay in decays]
+    parts = zip((transition, follow, company), weights, strict=True)
+    return np.stack([w @ matrix[history] for matrix, w in parts], axis=-1)
+
+
+def test_scores_equal_plain_loops():
+    cooccurrence = build_cooccurrence(HISTORIES, ITEMS)
+    decays = (0.5, 0.0, 0.8)
+    found = cooccurrence.scores(torch.tensor([[0, 1], [-1, 2], [-1, -1]]), decays)
+    np.testing.assert_allclose(found[0], plain_scores([0, 1], decays), atol=1e-6)
+    np.testing.assert_allclose(found[1], plain_scores([2], decays), atol=1e-6)
+    assert not found[2].any()
+    assert cooccurrence.popularity.tolist() == [2, 3, 2, 1, 0]
+    row = plain_scores([1], (1, 1, 1))[:, 0].sum()
+    assert cooccurrence.totals(torch.tensor([1, 4])).tolist() == pytest.approx([row, 0])
+
+
+def test_strongest_equal_plain_loops():
+    cooccurrence = build_cooccurrence(HISTORIES, ITEMS)
+    strongest, links = cooccurrence.strongest(torch.tensor([[-1, 0, 2], [-1, -1, -1]]))
+    single = np.stack([plain_scores([item], (1, 1, 1))[:, 0] for item in (0, 2)])
+    np.testing.assert_allclose(strongest[0], single.max(0), atol=1e-6)
+    assert links[0].tolist() == (single > 0).sum(0).tolist()
+    assert not strongest[1].any() and not links[1].any()
+
+
+def test_what_the_memory_knows_of_time():
+    day = 86400.0
+    timestamps = [np.array([0, 0, 240.0]) * day, np.array([120, np.nan]) * day]
+    timestamps += [np.array([240.0, 240]) * day, np.array([np.nan])]
+    cooccurrence = build_cooccurrence(HISTORIES, ITEMS, timestamps=timestamps)
+    popularity, late, recent, era = cooccurrence.items.T
+    # [0, 1, 2], [0, 1], [3, 1], [2]: the newest item of a history counts 1, the one before 1/2.
+    torch.testing.assert_close(late, torch.tensor([0.75, 2.5, 2.0, 0.5, 0.0]))
+    # Ages in days of what has a stamp: 0: 240, 120; 1: 240, 0; 2: 0; 3: 0. Half-life is 120 days.
+    torch.testing.assert_close(recent, torch.tensor([0.75, 1.25, 1.0, 1.0, 0.0]))
+    average = 100.0
+    ages = torch.tensor([360 + 3 * average, 240 + 3 * average, 300, 300, 300])
+    torch.testing.assert_close(era, -ages / torch.tensor([5.0, 5, 4, 4, 3]) / 365)
+    assert not build_cooccurrence(HISTORIES, ITEMS).items[:, 2:].any(), (
+        "without timestamps nothing is known"
+    )
+    cooccurrence.extend(1)
+    assert not cooccurrence.items[-1].any(), "a new item is of the newest day"
+
+
+def test_rare_pairs_are_dropped():
+    cooccurrence = build_cooccurrence(HISTORIES, ITEMS, min_pair_users=2)
+    pairs = {
+        (first, int(other))
+        for first in range(ITEMS)
+        for other in cooccurrence.others[
+            cooccurrence.starts[first] : cooccurrence.starts[first + 1]
+        ]
+    }
+    assert pairs == {(0, 1), (1, 0)}, "only 0 and 1 have two users in common"
+
+
+def test_new_and_removed_items():
+    cooccurrence = build_cooccurrence(HISTORIES, ITEMS)
+    histories, decays = torch.tensor([[0, 1]]), (0.5, 0.0, 0.8)
+    before = cooccurrence.scores(histories, decays)
+    cooccurrence.extend(2)
+    after = cooccurrence.scores(histories, decays)
+    torch.testing.assert_close(after[:, :ITEMS], before)
+    assert not after[:, ITEMS:].any()
+    keep = torch.ones(ITEMS + 2, dtype=torch.bool)
+    keep[2] = False
+    cooccurrence.keep(keep)
+    torch.testing.assert_close(cooccurrence.scores(histories, decays), after[:, keep])
+
+
+def recall(histories, forbidden=None, num_items=ITEMS):
+    torch.manual_seed(0)
+    text = torch.nn.functional.normalize(torch.randn(num_items, 6), dim=-1)
+    labels = torch.tensor([[0, 0], [0, 1], [1, 1], [-1, -1], [-1, -1]])
+    if forbidden is None:
+        forbidden = torch.zeros(len(histories), num_items, dtype=torch.bool)
+    return TTDSRecall(
+        build_cooccurrence(HISTORIES, num_items),
+        text,
+        text,
+        labels,
+        torch.tensor(histories),
+        forbidden,
+    )
+
+
+def test_features_are_finite_for_empty_histories_and_cold_items():
+    items = torch.tensor([[0, 4], [3, 4]])
+    features = recall([[-1, -1], [0, 1]]).features(items, torch.zeros(2, 2, 3))
+    assert features.shape == (2, 2, len(FEATURES)) and features.isfinite().all()
+    named = dict(zip(FEATURES, features[1].T.tolist(), strict=True))
+    assert named["brand"] == [0, 0] and named["log_popularity"][1] == 0
+    same = recall([[-1, 0]]).features(torch.tensor([[1, 2]]), None)[0]
+    assert same[:, FEATURES.index("brand")].tolist() == [1, 0]
+    assert not same[:, FEATURES.index("lm")].any()
+
+
+def test_what_is_said_of_an_item_does_not_depend_on_forbidden_ones():
+    forbidden = torch.tensor([[False, False, True, False, False]])
+    with_it = recall([[0, 1]], forbidden)
+    assert 2 not in with_it.candidates(ITEMS)[0].tolist()
+    assert with_it.counts[0, 2] == 0 and with_it.text[0].sum() == pytest.approx(1)
+
+
+def test_gate_learns_a_planted_signal_and_not_from_others():
+    torch.manual_seed(0)
+    items = torch.arange(6).expand(600, 6).clone()
+    items[:, 5] = -1
+    features = torch.randn(600, 6, len(FEATURES))
+    lm = FEATURES.index("lm")
+    target = features[:, :5, lm].argmax(1)
+    lists = cross_fit(items, features, target, num_epochs=20, batch_size=40)
+    assert (lists[:, 0] == target).float().mean() > 0.9
+    assert (lists[:, 4] >= 0).all() and (lists[:, 5:] == -1).all()
+    blind = cross_fit(*without_model(items, features), target, num_epochs=20, batch_size=40)
+    assert (blind[:, 0] == target).float().mean() < 0.4
+
+
+def test_as_new_is_what_features_say_once_the_memory_forgets_the_item():
+    torch.manual_seed(0)
+    timestamps = [np.arange(len(history)) * 90 * 86400.0 for history in HISTORIES]
+    text, collaborative = torch.nn.functional.normalize(torch.randn(2, ITEMS, 6), dim=-1)
+    labels, history = torch.tensor([[0, 0], [0, 1], [1, 1], [0, -1], [-1, 1]]), torch.tensor([[1]])
+    forgotten, items = 2, torch.tensor([[0, 2, 3]])
+    log_probs = torch.tensor([[[-1.0, -3], [-2, -9], [-1, -4]]])
+
+    def features(forget):
+        cooccurrence, embeddings = (
+            build_cooccurrence(HISTORIES, ITEMS, timestamps=timestamps),
+            collaborative.clone(),
+        )
+        if forget:
+            cooccurrence.values[cooccurrence.others == forgotten] = 0
+            cooccurrence.items[forgotten] = 0
+            embeddings[forgotten] = 0
+        nothing = torch.zeros(1, ITEMS, dtype=torch.bool)
+        recall = TTDSRecall(cooccurrence, text, embeddings, labels, history, nothing)
+        return recall.features(items, log_probs)
+
+    assert cooccurrence_knows(before := features(forget=False)[0, 1])
+    after = features(forget=True)[0, 1]
+    assert not cooccurrence_knows(after)
+    told = as_new(items, features(forget=False))[0, 1]
+    # The total is of the history; log-probabilities are drawn from the list.
+    same = [name not in ("log_last_total", "lm", "lm_gap") for name in FEATURES]
+    torch.testing.assert_close(told[same], after[same])
+    assert told[FEATURES.index("lm")] in log_probs[0, :, -1]
+    assert (before != after).sum() > len(FEATURES) / 2
+
+
+def cooccurrence_knows(features):
+    """Whether something in one candidate's features tells that it was chosen before."""
+    return features[FEATURES.index("log_popularity")] > 0
+
+
+def test_gate_fitted_with_new_items_finds_a_new_target_by_its_text():
+    torch.manual_seed(0)
+    items = torch.arange(8).expand(400, 8)
+    features = torch.randn(400, 8, len(FEATURES)) - 8  # logs of small counts
+    column = {name: number for number, name in enumerate(FEATURES)}
+    target = torch.randint(0, 8, (400,))
+    hit = torch.arange(8) == target[:, None]
+    for name, noise in (("log_counts", 0.1), ("text", 0.5)):  # counts tell better than text
+        features[..., column[name]] = (hit + noise * torch.randn(400, 8)).abs()
+    features[..., column["log_popularity"]] = 1 + torch.rand(400, 8)
+    new = torch.where(hit[..., None], as_new(items, features), features)
+
+    def found(rate, seen):
+        reranker = fit_reranker(
+            items, features, target, num_epochs=40, batch_size=16, cold_item_dropout=rate
+        )
+        return (reranker(seen).argmax(1) == target).float().mean()
+
+    assert found(0.0, features) > 0.95 and found(0.2, features) > 0.95
+    assert found(0.2, new) > 0.5 > 2 * found(0.0, new)
+
+
+def test_fit_is_the_same_for_a_seed():
+    torch.manual_seed(0)
+    items, features = torch.arange(4).expand(50, 4), torch.randn(50, 4, len(FEATURES))
+    target = torch.randint(-1, 4, (50,))
+    first, second = (fit_reranker(items, features, target, num_epochs=2, seed=3) for _ in range(2))
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_finished_fit_is_not_made_again(tmp_path):
+    torch.manual_seed(0)
+    items, features = torch.arange(4).expand(50, 4), torch.randn(50, 4, len(FEATURES))
+    target = torch.randint(-1, 4, (50,))
+    fit = {"num_epochs": 2, "folder": tmp_path}
+    fitted = fit_reranker(items, features, target, **fit)
+    (file,) = tmp_path.iterdir()
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(
+            fitted.state_dict().values(),
+            fit_reranker(items, features, target, num_epochs=2).state_dict().values(),
+            strict=True,
+        )
+    )
+    marked = torch.full_like(load_file(file)["reranker"], 0.5)  # nothing a fit would come to
+    save_file({"reranker": marked}, file, metadata={"hash": hashed(marked)})
+    taken = fit_reranker(items, features, target, **fit)
+    assert all((tensor == 0.5).all() for tensor in taken.state_dict().values())
+    for changed in ((items, features + 1, target), (items, features, target.roll(1))):
+        assert (fit_reranker(*changed, **fit).layers[0].weight != 0.5).any()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.fixture
+def joined(model, split):
+    """A model with a co-occurrence memory and re-ranker that nothing was fitted for."""
+    torch.manual_seed(0)
+    model.set_reranker(
+        build_cooccurrence(split.training, split.num_items), TTDSReranker(len(FEATURES)).eval()
+    )
+    return model
+
+
+def test_joined_lists_are_legal_and_survive_a_save(joined, tmp_path):
+    history = [joined.catalogue[row]["item_id"] for row in (3, 9, 12)]
+    lists = joined.recommend([history, []], top_k=10)
+    for found in lists:
+        assert len({r.item_id for r in found}) == 10
+        assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
+    assert not set(history) & {r.item_id for r in lists[0]}
+    assert lists != joined.recommend([history, []], top_k=10, rerank=False)
+    joined.save_pretrained(tmp_path / "m")
+    joined.tokenizer.save_pretrained(tmp_path / "m")
+    again = TTDSForCausalLM.from_pretrained(tmp_path / "m").eval()
+    assert again.recommend([history, []], top_k=10) == lists
+
+
+def test_joined_lists_over_old_items_stay_when_items_come_and_go(joined):
+    old = [entry["item_id"] for entry in joined.catalogue]
+    before = joined.recommend([old[:3]], top_k=10, allowed=old, num_beams=80)
+    joined.add_items([{"item_id": "new", "title": "A walnut kettle"}])
+    after = joined.recommend([old[:3]], top_k=10, allowed=old, num_beams=80)
+    assert [r.item_id for r in after[0]] == [r.item_id for r in before[0]]
+    found = joined.recommend([["new"]], top_k=len(old), num_beams=len(old))[0]
+    assert len(found) == len(old)
+    few = joined.recommend([old[:3]], top_k=10, allowed=old[:5])[0]
+    assert {r.item_id for r in few} == set(old[3:5])
+    joined.remove_items(["new", old[4]])
+    assert old[4] not in {r.item_id for r in joined.recommend([old[:3]], top_k=60)[0]}
+
+
+def test_explanations_add_up_to_the_scores(joined):
+    ids = [entry["item_id"] for entry in joined.catalogue]
+    history = ids[3:6]
+    found = joined.recommend([history], top_k=10, rerank=False)[0]
+    reasons = joined.explain(history, [r.item_id for r in found])
+    for expected, reason in zip(found, reasons, strict=True):
+        assert reason.item_id == expected.item_id
+        assert sum(map(math.log, reason.steps)) == pytest.approx(expected.score, abs=1e-4)
+    past = torch.tensor([[row] for row in (3, 4, 5)])
+    counts = joined.cooccurrence.scores(past, (1.0, 1.0, 1.0))[..., 0]  # (history, num_items)
+    for item, reason in zip(ids, joined.explain(history, ids), strict=True):
+        column = counts[:, joined.row_of[item]]
+        assert reason.follows == (history[column.argmax()] if column.any() else None)
+    assert [reason.resembles for reason in joined.explain(history, history)] == history
+    alone = joined.explain([], ids[:2])
+    assert [(reason.follows, reason.resembles) for reason in alone] == [(None, None)] * 2
+    assert joined.explain(history, []) == []
+
+
+def test_memory_of_a_plain_model_is_empty():
+    assert TTDSCooccurrence(3, 0).scores(torch.tensor([[0, 1]]), (1.0, 1.0, 1.0)).sum() == 0
