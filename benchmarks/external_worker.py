@@ -2,8 +2,9 @@
 
 python -I benchmarks/external_worker.py METHOD FOLDER CONFIG OUTPUT
 
-FOLDER is what `benchmarks/external_baselines.py` hands over: histories without test targets, and the items'
-text embeddings. A list holds item rows from best to worst, none of them in the user's history.
+FOLDER is what `benchmarks/external_baselines.py` hands over: histories without test targets, and
+the items' text embeddings. A list holds item rows from best to worst, none of them in the user's
+history.
 """
 
 import json

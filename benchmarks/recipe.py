@@ -1,10 +1,12 @@
 """Run the recipe and keep one JSON and the ranked lists per row of its table in benchmarks/results.
 
 python -m benchmarks.recipe --name toyshop --seed 0
-python -m benchmarks.recipe --name scientific --seed 0 --config recipes/experiments/scientific/sft.yaml
+python -m benchmarks.recipe --name scientific --seed 0 --config
+recipes/experiments/scientific/sft.yaml
     --dataset_name FOLDER
 python -m benchmarks.recipe --name scientific --method "TIGER, static text codes"
-    --output_dir outputs/tiger-0 --config recipes/experiments/scientific/tiger.yaml --dataset_name FOLDER
+    --output_dir outputs/tiger-0 --config recipes/experiments/scientific/tiger.yaml --dataset_name
+    FOLDER
 
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 """

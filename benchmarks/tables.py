@@ -143,7 +143,7 @@ def ties_table(rows: list[dict]) -> str:
 
 
 def compare_table(rows: list[dict]) -> str:
-    """Return how far TTDS is above its re-ranker alone and the best other baseline, slice by slice."""
+    """Return how far TTDS is above its re-ranker alone and the best baseline, by slice."""
     lines = []
     for row in rows:
         for method, found in row.get("against", {}).items():

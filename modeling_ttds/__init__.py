@@ -1,4 +1,4 @@
-"""TTDS: a generative recommender whose language model writes the semantic IDs of items and users."""
+"""TTDS: a generative recommender whose language model generates semantic IDs."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

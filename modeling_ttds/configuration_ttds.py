@@ -104,8 +104,8 @@ class TTDSConfig(PreTrainedConfig):
             tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
         tower_weight: Weight of the tower losses while the language model is tuned; 0 leaves the
             towers as they are.
-        tower_grad_scale: Factor on the gradient of the language model's loss where it enters towers and
-            codebooks; 0 keeps it out.
+        tower_grad_scale: Factor on the gradient of the language model's loss where it enters towers
+            and codebooks; 0 keeps it out.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
         infonce_weight: Weight of the token alignment over the batch.
         cosine_weight: Weight of the token alignment per entity.

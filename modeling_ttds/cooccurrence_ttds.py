@@ -14,9 +14,9 @@ class TTDSCooccurrence(nn.Module):
     Per pair of items it keeps a weighted transition count over lags, the count of the second
     following the first at once, each divided by the root of the first item's sum, and the cosine of
     the two items' users. Per item it keeps its popularity, the same with every history's newest
-    items counted most (late), the same with interactions counted less the older their timestamps are
-    (recent), and the mean age of its interactions in years, negative (era): 0 is the newest day,
-    and so where a new item stands.
+    items counted most (late), the same with interactions counted less the older their timestamps
+    are (recent), and the mean age of its interactions in years, negative (era): 0 is the newest
+    day, and so where a new item stands.
 
     Args:
         num_items: Number of items.

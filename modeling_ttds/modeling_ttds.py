@@ -1,4 +1,4 @@
-"""TTDSForCausalLM: a causal language model that reads and writes the semantic IDs of items and users."""
+"""TTDSForCausalLM: a causal language model that reads and generates semantic IDs."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file, extract_commit_hash
-
 
 from .catalogue_ttds import CATALOGUE_FILE, TTDSCatalogueMixin
 from .configuration_ttds import KINDS, PLACEHOLDER_START, TTDSConfig
@@ -420,8 +419,8 @@ class TTDSForCausalLM(
     def _soft_nll(
         self, log_probs: Tensor, targets: Tensor, bound: Tensor, items: "_Entities"
     ) -> Tensor:
-        # Cross-entropy to the tower's soft codes: an item's semantic ID can move to where the language
-        # model expects them. Zero where the target is no item.
+        # Cross-entropy to the tower's soft codes: an item's semantic ID can move to where the
+        # language model expects them. Zero where the target is no item.
         kind, row, level, mask = self._placeholders(targets)
         place = mask & (kind == 0)
         tower = self.config.item_tower

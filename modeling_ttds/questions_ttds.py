@@ -76,7 +76,8 @@ class TTDSQuestionsMixin:
             top_k: Length of the list.
 
         Returns:
-            Pairs of position in `histories` and log-probability of the user's semantic ID, best first.
+            Pairs of position in `histories` and log-probability of the user's semantic ID, best
+            first.
 
         Raises:
             ValueError: An item is unknown, or the model was not tuned for the question.

@@ -1,4 +1,4 @@
-"""What a model can be asked: top-K lists for histories, generated and joined with the co-occurrence memory."""
+"""What a model can be asked: top-K lists for histories, generated and re-ranked."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,8 +65,8 @@ class TTDSRecommendationMixin:
             unknown: What to do with a history's item that is not in the catalogue: `"error"`, or
                 `"skip"` to drop it.
             batch_size: Users per step.
-            rerank: Whether co-occurrence memory and re-ranker join in, where the model has them; otherwise the list is
-                what the language model generates.
+            rerank: Whether co-occurrence memory and re-ranker join in, where the model has them;
+                otherwise the list is what the language model generates.
             queries: What each user is looking for, in words; the language model answers alone.
 
         Raises:
@@ -222,7 +222,8 @@ class TTDSRecommendationMixin:
     ) -> tuple[Tensor, Tensor]:
         """Return the candidates of the re-ranker and their features.
 
-        Candidates are what the co-occurrence memory and the nearest texts propose together with the beams.
+        Candidates are what the co-occurrence memory and the nearest texts propose together with the
+        beams.
 
         Args:
             histories: Item rows per user, newest last.

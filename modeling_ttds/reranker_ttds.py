@@ -10,8 +10,9 @@ FEATURES = (
     "counts", "log_counts", "text", "log_text", "log_follow", "log_cooccurrence", "last_text",
     "nearest_text", "collaborative", "last_collaborative", "log_popularity", "brand", "category",
     "log_length", "log_last_total", "log_blend", "nearest_collaborative", "newest_text",
-    "log_strongest", "links", "log_last_cooccurrence", "log_newest_follow", "log_late", "log_recent",
-    "era", "era_step", "era_distance", "history_era_distance", "lm", "lm_gap", "lm_first",
+    "log_strongest", "links", "log_last_cooccurrence", "log_newest_follow", "log_late",
+    "log_recent", "era", "era_step", "era_distance", "history_era_distance", "lm", "lm_gap",
+    "lm_first",
 )  # fmt: skip
 MODEL_FEATURES = ("lm", "lm_gap", "lm_first")
 TEXT_TEMPERATURE = 0.07
@@ -21,7 +22,7 @@ NEWEST, SHOWN = 3, 10  # how many of the newest items some features look at
 
 
 class TTDSReranker(nn.Module):
-    """Scores candidates from features that co-occurrence memory, embeddings and the language model give.
+    """Scores candidates from features of co-occurrence, embeddings and language model.
 
     Args:
         num_features: Number of features.
@@ -74,14 +75,14 @@ class TTDSRecall:
         histories: Tensor,
         forbidden: Tensor,
     ):
-        self.cooccurrence, self.labels, self.histories = cooccurrence, labels, histories
+        self.memory, self.labels, self.histories = cooccurrence, labels, histories
         self.item_text, self.item_collaborative = item_text, item_collaborative
         statistics = cooccurrence.scores(histories, decays=(0.5, 0.0, 0.8))
         self.last = histories[:, -1]  # (batch,)
         popularity = cooccurrence.popularity / cooccurrence.popularity.max().clamp_min(1)
         counts = (statistics[..., 0] + 1e-6 * popularity).masked_fill(forbidden, 0)
         self.counts = counts / counts.sum(1, keepdim=True).clamp_min(1e-12)
-        self.follow, self.company = statistics[..., 1], statistics[..., 2]
+        self.follow, self.cooccurrence = statistics[..., 1], statistics[..., 2]
         newest = cooccurrence.scores(histories[:, -NEWEST:], decays=(0.0, 0.7, 0.0))
         self.newest_follow, self.last_cooccurrence = newest[..., 1], newest[..., 2]
         self.strongest, self.links = cooccurrence.strongest(histories[:, -SHOWN:])
@@ -113,7 +114,7 @@ class TTDSRecall:
         text, collaborative = self.item_text[items], self.item_collaborative[items]
         real = histories >= 0
         length = real.sum(1, keepdim=True).float()
-        _, late, recent, era = self.cooccurrence.items.unbind(1)
+        _, late, recent, era = self.memory.items.unbind(1)
         past_era = (era[histories.clamp_min(0)] * real).sum(1, keepdim=True) / length.clamp_min(1)
         era_step = (era[items] - era[last][:, None]) * some
         same = (self.labels[items] == self.labels[last][:, None]) & (self.labels[items] >= 0)
@@ -133,13 +134,11 @@ class TTDSRecall:
                 "bcd,bd->bc", collaborative, self.item_collaborative[last]
             )
             * some,
-            "log_popularity": self.cooccurrence.popularity[items].log1p(),
+            "log_popularity": self.memory.popularity[items].log1p(),
             "brand": (same[..., 0] & some).float(),
             "category": (same[..., 1] & some).float(),
             "log_length": length.log1p().expand_as(zero),
-            "log_last_total": (self.cooccurrence.totals(last)[:, None] * some)
-            .log1p()
-            .expand_as(zero),
+            "log_last_total": (self.memory.totals(last)[:, None] * some).log1p().expand_as(zero),
             "links": self.links.gather(1, items),
             "log_late": late[items].log1p(),
             "log_recent": recent[items].log1p(),
@@ -153,7 +152,7 @@ class TTDSRecall:
         }
         columns["log_counts"] = (columns["counts"] + FLOOR).log()
         columns["log_text"] = (columns["text"] + FLOOR).log()
-        for name in ("follow", "company", "newest_follow", "last_cooccurrence", "strongest"):
+        for name in ("follow", "cooccurrence", "newest_follow", "last_cooccurrence", "strongest"):
             columns[f"log_{name}"] = (getattr(self, name).gather(1, items) + FLOOR).log()
         columns["log_blend"] = (columns["counts"] + BLEND * columns["text"] + FLOOR).log()
         return torch.stack([columns[name] for name in FEATURES], dim=-1)

@@ -40,15 +40,15 @@ class TTDSArguments:
         freeze_at: Share of the steps after which a dynamic index is frozen.
         tower_learning_rate: Peak learning rate of the towers while the language model is tuned.
         tower_weight: Weight of the tower losses while the language model is tuned.
-        tower_grad_scale: Factor on the language model's gradient where it enters the towers; 0 keeps
-            it out.
+        tower_grad_scale: Factor on the language model's gradient where it enters the towers; 0
+            keeps it out.
         soft_target_weight: Share of an item's label that is the tower's soft code distribution.
         infonce_weight: Weight of the token alignment among the entities of a batch.
         cosine_weight: Weight of the token alignment per entity.
         reranker: Whether to fit a co-occurrence memory and re-ranker after tuning.
         min_pair_users: Least number of users behind a pair of items the co-occurrence memory keeps.
-        cold_item_dropout: Share of the candidates that the re-ranker, while it is fitted, sees as if nobody
-            had chosen them, so that it can judge new items.
+        cold_item_dropout: Share of the candidates that the re-ranker, while it is fitted, sees as
+            if nobody had chosen them, so that it can judge new items.
         allow_rare_pairs: Whether `push_to_hub` may send pairs behind which a single user stands.
         num_beams: Prefixes kept per level at evaluation.
         eval_users: How many users the validation while tuning looks at.
@@ -92,7 +92,7 @@ class TTDSArguments:
     soft_target_weight: float = 0.0
     infonce_weight: float = 0.0
     cosine_weight: float = 0.0
-    rerank: bool = True
+    reranker: bool = True
     min_pair_users: int = 1
     cold_item_dropout: float = 0.1
     allow_rare_pairs: bool = False

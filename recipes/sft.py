@@ -1,8 +1,8 @@
 """Fit the towers, tune the language model, join the co-occurrence memory, evaluate, save.
 
 accelerate launch recipes/sft.py
-accelerate launch recipes/sft.py --config recipes/experiments/scientific/sft.yaml --dataset_name FOLDER
-accelerate launch recipes/sft.py --push_to_hub --hub_model_id org/name
+accelerate launch recipes/sft.py --config recipes/experiments/scientific/sft.yaml --dataset_name
+FOLDER accelerate launch recipes/sft.py --push_to_hub --hub_model_id org/name
 """
 
 import shutil
@@ -18,9 +18,6 @@ from recipes.data.split import split_data
 from recipes.data.tables import read_data
 from recipes.evaluation import report
 from recipes.hub import card
-from recipes.hub.files import PublishError, model_files, write_card
-from recipes.hub.publishing import take_over_push
-from recipes.ranking import reranker
 from recipes.hub.files import PublishError, model_files, write_card
 from recipes.hub.publishing import take_over_push
 from recipes.ranking import reranker
@@ -152,9 +149,7 @@ def main(
     print(f'    model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)')
     print(f'    model.recommend([["{data.catalogue.item_ids[0]}"]], top_k=5)')
     if destination:
-        files = model_files(
-            folder, destination.repo_id, allow_rare_pairs=options.allow_rare_pairs
-        )
+        files = model_files(folder, destination.repo_id, allow_rare_pairs=options.allow_rare_pairs)
         print(f"Published: {destination.send(files)}")
     trainer.accelerator.end_training()
 

@@ -30,7 +30,7 @@ HOSTILE = '<img src=x onerror="window.hurt=1"> ${window.hurt=1} {{value}} `\''
 
 @pytest.fixture(scope="module")
 def folder(built, split, tmp_path_factory):
-    """A model with a co-occurrence memory, a re-ranker that nothing was fitted for, and one hostile title."""
+    """A model with a co-occurrence memory, an unfitted re-ranker, and one hostile title."""
     folder = tmp_path_factory.mktemp("app") / "model"
     built.save_pretrained(folder)
     built.tokenizer.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Ranking metrics with one relevant item, and the slices of a data set's split.
 
-Hit rate, NDCG and MRR as of Järvelin & Kekäläinen 2002. `ranking_metrics.py` beside this file is the
-same as a module of the library `evaluate`.
+Hit rate, NDCG and MRR as of Järvelin & Kekäläinen 2002. `ranking_metrics.py` beside this file is
+the same as a module of the library `evaluate`.
 """
 
 import math

@@ -154,7 +154,7 @@ def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     start = metrics.get("backbone")
     origin = f"tuned from `{start}`" if start else "trained from nothing"
     joined = (
-        " A co-occurrence memory of what followed what and a small re-ranker join counting with the language model."
+        " A co-occurrence memory and a small re-ranker join counting with the language model."
         if config.get("has_reranker")
         else ""
     )
@@ -219,8 +219,8 @@ def _data(metrics: dict[str, Any]) -> str:
         text += f"\n\nSHA-256 of the data as read: `{metrics['data_sha256']}`."
     return text + (
         "\n\nLeave-one-out split: the last interaction of a user is the test target, the one "
-        "before it the validation target. Towers, language model and co-occurrence memory learn from the rest; "
-        "the re-ranker, where there is one, is fitted on the validation targets."
+        "before it the validation target. Towers, language model and co-occurrence memory learn "
+        "from the rest; the re-ranker, where there is one, is fitted on the validation targets."
     )
 
 
@@ -239,8 +239,8 @@ def _results(rows: dict[str, dict], which: str) -> str:
     )
     if TTDS in rows:
         notes += (
-            f" `{TTDS}` is the language model joined with co-occurrence memory and re-ranker, `{LM_ONLY}` the "
-            "language model alone."
+            f" `{TTDS}` is the language model joined with co-occurrence memory and re-ranker, "
+            f"`{LM_ONLY}` the language model alone."
         )
     if "oracle" in rows:
         notes += " The oracle knows the true probabilities the data was drawn from."

@@ -52,11 +52,12 @@ def model_files(
         folder: What `recipes/sft.py` wrote.
         model_id: What the card tells a reader to load.
         include_user_lists: Send `run.jsonl` too, the recommended lists by user id.
-        allow_rare_pairs: Send a co-occurrence memory of pairs of items behind which a single user stands.
+        allow_rare_pairs: Send a co-occurrence memory of pairs of items behind which a single user
+            stands.
 
     Raises:
-        PublishError: The folder is no whole model, or its co-occurrence memory may tell of single users; the
-            message says what to do.
+        PublishError: The folder is no whole model, or its co-occurrence memory may tell of single
+            users; the message says what to do.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -87,7 +88,7 @@ def model_files(
 
 
 def check_cooccurrence(min_pair_users: int) -> None:
-    """Refuse to show others a co-occurrence memory of pairs of items behind which a single user stands.
+    """Refuse to show others pairs of items behind which a single user stands.
 
     Args:
         min_pair_users: Least number of users behind a pair, as the co-occurrence memory was built.
@@ -97,9 +98,9 @@ def check_cooccurrence(min_pair_users: int) -> None:
     """
     if min_pair_users < 2:
         raise PublishError(
-            f"`min_pair_users` is {min_pair_users}: the co-occurrence memory holds pairs of items that a single "
-            "user chose, which may tell who it was. Train with --min_pair_users 5, or pass "
-            "--allow_rare_pairs where everybody may know them."
+            f"`min_pair_users` is {min_pair_users}: the co-occurrence memory holds pairs of items "
+            "that a single user chose, which may tell who it was. Train with --min_pair_users 5, "
+            "or pass --allow_rare_pairs where everybody may know them."
         )
 
 

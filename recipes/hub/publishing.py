@@ -153,8 +153,8 @@ def take_over_push(training: Any, options: Any) -> Destination | None:
         Where to publish at the end of the run, or None.
 
     Raises:
-        PublishError: No `hub_model_id`, a co-occurrence memory that would be refused at the end, or the Hub does
-            not know us.
+        PublishError: No `hub_model_id`, a co-occurrence memory that would be refused at the end, or
+            the Hub does not know us.
     """
     if not training.push_to_hub:
         return None

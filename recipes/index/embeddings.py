@@ -1,11 +1,5 @@
 """The two modalities of the items: text embeddings and collaborative embeddings, cached."""
 
-
-
-
-
-
-
 import hashlib
 import json
 import os

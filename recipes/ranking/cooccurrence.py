@@ -25,8 +25,8 @@ def build_cooccurrence(
         histories: Item rows in order, per user; the newest 50 of each count.
         num_items: Size of the catalogue.
         min_pair_users: Least number of users behind a pair; rarer pairs are dropped.
-        timestamps: When each of the histories' interactions was, in seconds, NaN where unknown; without
-            any, what the co-occurrence memory knows of time is zero.
+        timestamps: When each of the histories' interactions was, in seconds, NaN where unknown;
+            without any, what the co-occurrence memory knows of time is zero.
     """
     everything = histories
     histories = [history[-LONGEST:] for history in histories]

@@ -141,10 +141,10 @@ def fit_reranker(
 def as_new(items: Tensor, features: Tensor) -> Tensor:
     """Return features as every candidate would have them if nobody had chosen it yet.
 
-    A re-ranker that sees some candidates so while it is fitted learns to judge new items by what is left
-    (DropoutNet, Volkovs et al. 2017): text, brand, category, and the language model's first code.
-    For whole codes the language model has never seen its log-probability says little, so it is
-    that of another candidate, drawn at random.
+    A re-ranker that sees some candidates so while it is fitted learns to judge new items by what is
+    left (DropoutNet, Volkovs et al. 2017): text, brand, category, and the language model's first
+    code. For whole codes the language model has never seen its log-probability says little, so it
+    is that of another candidate, drawn at random.
 
     Args:
         items: Item rows, padded with -1, (num_users, num_candidates).
@@ -214,8 +214,8 @@ def without_model(items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """Return candidates and features as they are where there is no language model.
 
     Args:
-        items: Item rows, padded with -1: what co-occurrence memory and texts propose comes first, then the beams,
-            (num_users, num_candidates).
+        items: Item rows, padded with -1: what co-occurrence memory and texts propose comes first,
+            then the beams, (num_users, num_candidates).
         features: (num_users, num_candidates, num_features).
     """
     features = features[:, :NUM_CANDIDATES].clone()
@@ -243,8 +243,9 @@ def join(
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
     """Give the model a co-occurrence memory and re-ranker, and measure what each part brings.
 
-    Neither the language model nor the co-occurrence memory has seen the validation targets the re-ranker is fitted on.
-    Validation metrics are cross-fitted; test metrics come from the re-ranker fitted on all of them.
+    Neither the language model nor the co-occurrence memory has seen the validation targets the
+    re-ranker is fitted on. Validation metrics are cross-fitted; test metrics come from the
+    re-ranker fitted on all of them.
 
     Args:
         model: A tuned model with a frozen index.
@@ -269,7 +270,8 @@ def join(
         seen, described = view(items, features)
         found = torch.where(target < seen.shape[1], target, -1)
         fit = {
-            "cold_item_dropout": cold_item_dropout, "seed": seed, "name": f"fit {row}", "folder": folder
+            "cold_item_dropout": cold_item_dropout, "seed": seed, "name": f"fit {row}",
+            "folder": folder,
         }  # fmt: skip
         lists["validation"][row] = cross_fit(seen, described, found, **fit)
         rerankers[row] = fit_reranker(seen, described, found, **fit)

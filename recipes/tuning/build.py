@@ -15,8 +15,8 @@ from recipes.index import embeddings
 from recipes.index.refresh import refresh_sids
 from recipes.index.towers import fit_tower
 from recipes.index.vocabulary import train_vocabulary
-from recipes.tuning import tasks
 from recipes.tuning.examples import UserStates, next_item_wording, question_wordings
+from recipes.tuning.wordings import ALL_WORDINGS
 
 
 def build_tokenizer(
@@ -32,7 +32,7 @@ def build_tokenizer(
     if model_name_or_path is None:
         wordings = [next_item_wording(options)]
         if options.tasks:
-            wordings += [w for several in tasks.ALL_WORDINGS for w in several]
+            wordings += [w for several in ALL_WORDINGS for w in several]
         base = train_vocabulary([*split.data.catalogue.texts(), *wordings], options.vocab_size)
     else:
         base = AutoTokenizer.from_pretrained(model_name_or_path)

@@ -14,7 +14,7 @@ from modeling_ttds.configuration_ttds import PLACEHOLDER_START
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
 from recipes.config import TTDSArguments
 from recipes.data.split import Split
-from recipes.tuning import tasks
+from recipes.tuning import tasks, wordings
 from recipes.tuning.tasks import Past
 from recipes.tuning.wordings import Wording
 
@@ -67,8 +67,8 @@ class Examples:
     """The training examples of an epoch: the next-item task, and the other tasks in their shares.
 
     The next-item task has per user one row with a loss at every item from a random cut on; in its
-    other form, `sliding_windows`, one row per position of every history and a loss at its last item.
-    Every other task has as many rows as its weight times the number of users, drawn anew each
+    other form, `sliding_windows`, one row per position of every history and a loss at its last
+    item. Every other task has as many rows as its weight times the number of users, drawn anew each
     epoch. What a row draws depends on seed, epoch and position only.
 
     Args:
@@ -256,7 +256,7 @@ def next_item_wording(options: TTDSArguments) -> str:
     Args:
         options: Says whether the user has SID tokens.
     """
-    return tasks.NEXT_ITEM[0] if options.user_tokens else "Chosen: <item>"
+    return wordings.NEXT_ITEM[0] if options.user_tokens else "Chosen: <item>"
 
 
 def question_wordings(options: TTDSArguments) -> dict[str, str]:
@@ -266,8 +266,8 @@ def question_wordings(options: TTDSArguments) -> dict[str, str]:
         options: Names the tasks.
     """
     asked = {
-        "next_user": tasks.NEXT_USER, "search": tasks.SEARCH, "query": tasks.QUERY,
-        "profile_of_history": tasks.PROFILE_OF_HISTORY, "bought_together": tasks.BOUGHT_TOGETHER,
+        "next_user": wordings.NEXT_USER, "search": tasks.SEARCH, "query": tasks.QUERY,
+        "profile_of_history": wordings.PROFILE_OF_HISTORY, "bought_together": tasks.BOUGHT_TOGETHER,
     }  # fmt: skip
     return {name: asked[name][0] for name in options.tasks or {} if name in asked}
 

@@ -17,7 +17,8 @@ from recipes.evaluation.report import recommend_to
 from recipes.index.refresh import refresh_sids
 from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, collate
 
-# Kept beside the weights: user semantic IDs are no part of them, and an adapter's hold no buffer at all.
+# Kept beside the weights: user semantic IDs are no part of them, and an adapter's hold no buffer at
+# all.
 INDEX_FILE = "sids.safetensors"
 INDEX = ("item_sids", "item_text", "user_sids")
 SEAL_FILE = "complete.json"

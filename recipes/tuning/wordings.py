@@ -1,4 +1,4 @@
-"""How the tuning tasks put their questions: several wordings each, the first one `recommend` asks in."""
+"""Wordings of the tuning tasks: several each; `recommend` asks in the first."""
 
 from dataclasses import dataclass, field
 

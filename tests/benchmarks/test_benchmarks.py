@@ -1,9 +1,5 @@
 """The harness: what a result keeps, and what is made of results."""
 
-
-
-
-
 import argparse
 import json
 import signal
@@ -15,14 +11,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from tests.conftest import SHARED
 from safetensors.torch import save_file
 
-from benchmarks import baseline, compare, result
+from benchmarks import baseline, compare, result, tables
 from recipes.data.tables import write_data
 from recipes.evaluation.baselines.popularity import popularity
 from recipes.evaluation.metrics import evaluate_run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHARED
 
 KEPT = "toyshop-ttds-seed0"
 REFEREE = SHARED / "scoring" / "score.py"
@@ -178,7 +173,8 @@ def test_gpu_jobs_at_toy_size_stop_resume_and_are_passed_over(tmp_path):
     for name in ("toyshop-sasrec-full-cross-entropy-seed0", "toyshop-ttds-static-gpu-seed0"):
         (work / "results" / f"{name}.json").write_text("{}")
     command = [
-        sys.executable, "-m", "benchmarks.gpu", "--toy", "--work", str(work), "--results", str(copied),
+        sys.executable, "-m", "benchmarks.gpu", "--toy", "--work", str(work), "--results",
+        str(copied),
     ]  # fmt: skip
     output = work / "toyshop-full"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -1,15 +1,10 @@
 """Baselines against plain loops, and against published counts where the data is at hand."""
 
-
-
-
-
 import numpy as np
 import pytest
-from tests.conftest import SHARED
 
-from recipes.data.split import split_data
-from recipes.data.tables import read_data
+from recipes.data.split import Split, split_data
+from recipes.data.tables import Catalogue, Data, read_data
 from recipes.evaluation.baselines.ease import ease, ease_weights
 from recipes.evaluation.baselines.markov import (
     markov_chain,
@@ -20,6 +15,7 @@ from recipes.evaluation.baselines.neighbours import item_knn
 from recipes.evaluation.baselines.popularity import popularity
 from recipes.evaluation.baselines.rank import rank
 from recipes.evaluation.metrics import evaluate_run
+from tests.conftest import SHARED
 
 
 def test_transitions_equal_a_plain_loop(split):
@@ -52,8 +48,6 @@ def test_popularity_ranks_by_training_counts_without_the_history(split):
 
 
 def test_item_knn_finds_the_item_with_the_same_buyers():
-    from recipes.data.tables import Catalogue, Data, Split
-
     training = [np.array(h) for h in ([0, 1], [0, 1], [2, 3], [2, 3], [0, 2])]
     fields = {name: [""] * 4 for name in ("title", "brand", "categories", "description", "price")}
     data = Data(Catalogue(list("abcd"), fields), list("uvwxy"), training)
@@ -81,7 +75,7 @@ def test_ease_weights_equal_the_definition(split):
 
 def test_ease_weights_over_several_blocks(split, monkeypatch):
     whole = ease_weights.__wrapped__(split, 30)
-    monkeypatch.setattr(ease_module, "CHUNK", 17)
+    monkeypatch.setattr("recipes.evaluation.baselines.ease.CHUNK", 17)
     np.testing.assert_array_equal(ease_weights.__wrapped__(split, 30), whole)
 
 

@@ -8,13 +8,13 @@ import sys
 import evaluate
 import numpy as np
 import pytest
-from tests.conftest import SHARED
 
 from recipes.data.split import split_data
 from recipes.data.tables import read_data, write_data
 from recipes.evaluation import report
 from recipes.evaluation.baselines.popularity import popularity
 from recipes.evaluation.metrics import evaluate_run, rank_metrics
+from tests.conftest import SHARED
 
 REFEREE = SHARED / "scoring" / "score.py"
 

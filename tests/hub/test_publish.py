@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.hub_server import READ_ONLY, TOKEN, HubServer
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
@@ -26,8 +25,9 @@ from recipes.hub.card import card, data_facts, shown_name
 from recipes.hub.files import PublishError, model_files
 from recipes.hub.publishing import take_over_push
 from recipes.ranking import reranker
-
 from tests.conftest import ROOT
+from tests.hub_server import READ_ONLY, TOKEN, HubServer
+
 LITTER = {
     "checkpoint-10/model.safetensors": b"a checkpoint",
     "checkpoint-10/optimizer.pt": b"\x80\x04pickle",

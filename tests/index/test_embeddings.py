@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import SHARED, small_options
 from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
@@ -19,6 +18,7 @@ from recipes.index import embeddings
 from recipes.index.vocabulary import train_vocabulary
 from recipes.tuning.build import build_decoder, build_model, build_tokenizer
 from recipes.tuning.examples import UserStates
+from tests.conftest import SHARED, small_options
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import torch
 from modeling_ttds.configuration_ttds import PLACEHOLDER_START
 from recipes.data.split import split_data
 from recipes.data.toyshop import generate
-from recipes.tuning import tasks
+from recipes.tuning import tasks, wordings
 from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, UserStates, collate
 from recipes.tuning.tasks import Past
@@ -29,9 +29,9 @@ def draws(past, task, count=40):
 
 
 def test_every_task_has_five_wordings_of_its_own():
-    assert len(tasks.ALL_WORDINGS) == len(EVERY) == 15
-    everything = [wording for several in tasks.ALL_WORDINGS for wording in several]
-    assert all(len(several) >= 5 for several in tasks.ALL_WORDINGS)
+    assert len(wordings.ALL_WORDINGS) == len(EVERY) == 15
+    everything = [wording for several in wordings.ALL_WORDINGS for wording in several]
+    assert all(len(several) >= 5 for several in wordings.ALL_WORDINGS)
     assert len(set(everything)) == len(everything)
 
 
@@ -92,7 +92,9 @@ def test_next_user_shows_earlier_buyers_only(split, states):
 def test_truncation_keeps_the_newest_and_the_target(split, states, tokenizer, options):
     levels = tokenizer.num_levels
     examples = Examples(split, states, tokenizer, options, 0)
-    wording = Wording(tasks.NEXT_ITEM[0], "<item>", items=([5, 6, 7],), users=([2],), targets=(9,))
+    wording = Wording(
+        wordings.NEXT_ITEM[0], "<item>", items=([5, 6, 7],), users=([2],), targets=(9,)
+    )
     whole = examples.encode(wording)
     examples.max_length = len(whole["input_ids"]) - 1
     cut = examples.encode(wording)
