@@ -106,7 +106,7 @@ class TTDSCatalogueMixin:
         text_embeddings: Tensor | None = None,
         histories: Iterable[Sequence[str]] = (),
     ) -> None:
-        """Give new items unique semantic IDs from text and company; no weight, no old code changes.
+        """Give new items unique semantic IDs; no weight changes, no old semantic ID.
 
         Args:
             items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`.
@@ -117,7 +117,7 @@ class TTDSCatalogueMixin:
 
         Raises:
             ValueError: An item id is missing, known or there twice, an embedding does not fit, a
-                history holds an unknown item, or the codes are used up.
+                history holds an unknown item, or the semantic IDs are used up.
         """
         items = list(items)
         known = set(self.row_of)
@@ -143,9 +143,9 @@ class TTDSCatalogueMixin:
         with evaluating(self.item_tower):
             latents = self.item_tower.encode(text, collaborative).mean
         codebooks = self.item_tower.codebooks
-        codes = self.item_tower.quantise(latents).codes
-        codes = unique_sids(latents, codebooks, codes, taken=self.item_sids)
-        self.item_sids = torch.cat([self.item_sids, codes])
+        nearest = self.item_tower.quantise(latents).codes
+        sids = unique_sids(latents, codebooks, nearest, taken=self.item_sids)
+        self.item_sids = torch.cat([self.item_sids, sids])
         self.item_text = torch.cat([self.item_text, text])
         self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
         if self.config.has_reranker:
@@ -175,7 +175,7 @@ class TTDSCatalogueMixin:
         return F.normalize(sums, dim=-1)
 
     def remove_items(self, item_ids: Iterable[str]) -> None:
-        """Take items out of catalogue, index and trie; the others keep their codes.
+        """Take items out of catalogue, SID table and trie; the others keep their semantic IDs.
 
         Args:
             item_ids: Ids of the items.

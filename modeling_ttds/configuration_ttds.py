@@ -15,7 +15,7 @@ def placeholder_ids(kind: str, row: int, num_levels: int) -> list[int]:
 
     Args:
         kind: `"item"` or `"user"`.
-        row: Row of the entity in the index of its kind.
+        row: Row of the entity in the SID table of its kind.
         num_levels: Number of SID tokens an entity takes.
     """
     first = PLACEHOLDER_START + (row * len(KINDS) + KINDS.index(kind)) * num_levels
@@ -29,14 +29,14 @@ def sid_token(kind: str, level: int, code: int) -> str:
 
 @strict
 class TTDSTowerConfig(PreTrainedConfig):
-    """Configuration of one tower, a dual-modality variational auto-encoder with residual codes.
+    """Configuration of a tower: a dual-modality variational auto-encoder, residually quantised.
 
     Args:
         text_dim: Width of the text embedding.
         collaborative_dim: Width of the collaborative embedding.
         hidden_dim: Width of the hidden layer of encoders and decoders.
         code_dim: Width of the latent and of a codebook vector.
-        num_levels: Number of codebooks, and so of codes per entity.
+        num_levels: Number of codebooks, and so of codes in a semantic ID.
         num_codes: Number of codes per level.
         dropout: Dropout in the encoders.
         modality_dropout: Share of training entities that lose one modality.
@@ -45,7 +45,7 @@ class TTDSTowerConfig(PreTrainedConfig):
         commitment_weight: Weight of pulling residuals to codebook vectors.
         coarse_weight: Weight of the contrast between the two views' means.
         fine_weight: Weight of the per-level divergence between the two views' codes.
-        balance_weight: Weight of an balanced use of every level's codes.
+        balance_weight: Weight of a balanced use of every level's codes.
         contrastive_temperature: Temperature of the coarse contrast (cosine similarities).
         code_temperature: Temperature of a level's code distribution, in units of the mean
             squared distance between the level's codebook vectors.

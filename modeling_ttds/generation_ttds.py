@@ -21,8 +21,9 @@ CACHE = (
 class TTDSTrie:
     """The semantic IDs of the items as a tree, in a few integer tensors.
 
-    Items are sorted by their codes, so a node of any depth is a range of sorted items, and its
-    children are a range of the nodes one deeper. Items may share codes; their leaf holds all.
+    Items are sorted by semantic ID, so a node of any depth is a range of sorted items, and its
+    children are a range of the nodes one deeper. Items may share a semantic ID; their leaf holds
+    all.
 
     Args:
         order: Item row at each sorted position, (num_items,).
@@ -39,18 +40,18 @@ class TTDSTrie:
     codes: list[Tensor]
 
     @classmethod
-    def build(cls, codes: Tensor) -> "TTDSTrie":
-        """Build the trie of codes (num_items, num_levels) on their device."""
-        num_items, num_levels = codes.shape
-        order = torch.arange(num_items, device=codes.device)
+    def build(cls, sids: Tensor) -> "TTDSTrie":
+        """Build the trie of semantic IDs (num_items, num_levels) on their device."""
+        num_items, num_levels = sids.shape
+        order = torch.arange(num_items, device=sids.device)
         for level in reversed(range(num_levels)):
-            order = order[codes[order, level].argsort(stable=True)]
+            order = order[sids[order, level].argsort(stable=True)]
         position = torch.empty_like(order)
-        position[order] = torch.arange(num_items, device=codes.device)
-        sorted_codes = codes[order]
-        begins = torch.zeros(num_items, dtype=torch.bool, device=codes.device)
+        position[order] = torch.arange(num_items, device=sids.device)
+        sorted_codes = sids[order]
+        begins = torch.zeros(num_items, dtype=torch.bool, device=sids.device)
         begins[:1] = True
-        end = torch.tensor([num_items], device=codes.device)
+        end = torch.tensor([num_items], device=sids.device)
         first_item = [torch.cat([begins.nonzero()[:, 0], end])]
         first_child, node_codes = [], [torch.zeros_like(first_item[0][:-1])]
         for level in range(num_levels):
@@ -81,7 +82,7 @@ class TTDSTrie:
         return torch.where(real, first[..., None] + steps, first[..., None]), real
 
     def node_of(self, items: Tensor, depth: int) -> Tensor:
-        """Return the node at a depth that the items' codes lead through, shaped as `items`."""
+        """Return the node at a depth of the items' semantic IDs, shaped as `items`."""
         return torch.searchsorted(self.first_item[depth], self.position[items], right=True) - 1
 
 
@@ -257,7 +258,7 @@ def score_items(
     items: Tensor,
     kind: str = "item",
 ) -> Tensor:
-    """Return the exact log-probabilities of given items' codes after each prompt, level by level.
+    """Return the exact log-probabilities of items' semantic IDs after each prompt, per level.
 
     Args:
         model: A `TTDSForCausalLM`.
@@ -268,8 +269,8 @@ def score_items(
         kind: `"item"`, or `"user"` where trie and rows are those of users.
 
     Returns:
-        The log-probability of the codes up to each level, (batch, num_candidates, num_levels); the
-        last is that of the item.
+        The log-probability of the semantic ID up to each level, (batch, num_candidates,
+        num_levels); the last is that of the item.
     """
     prefix = _SharedPrefix(model, ids, mask)
     num_codes = model.config.item_tower.num_codes

@@ -58,8 +58,9 @@ class TTDSForCausalLM(
     """A causal language model around two towers.
 
     The trunk is any causal language model without its head. The vocabulary holds every SID token
-    once; which codes an item has stands in the buffer `item_sids` and may change while the model
-    is tuned. Prompts name entities by placeholder ids, which `bind` swaps for today's SID tokens.
+    once; which semantic ID an item has is in the buffer `item_sids` and may change while
+    the model is tuned. Prompts name entities by placeholder ids, which `bind` swaps for today's SID
+    tokens.
 
     The embedding of a SID token is its own row of the embedding matrix plus a projection of its
     codebook vector, on the input side and in the head.
@@ -71,7 +72,7 @@ class TTDSForCausalLM(
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    # In half precision the language model is halved, not what makes codes: they stay the same.
+    # In half precision the language model is halved, not what makes semantic IDs: they stay.
     _keep_in_fp32_modules_strict = {
         r"^(item_tower|user_tower|token_table|reranker)\.",
         r"^(item_text|item_collaborative|cooccurrence\.values|cooccurrence\.items)$",
@@ -122,7 +123,7 @@ class TTDSForCausalLM(
             init.zeros_(module.mean)
             init.ones_(module.std)
 
-    # Entities and their codes
+    # Entities and their semantic IDs
 
     def bind(self, ids: Tensor, user_sids: Tensor | None = None) -> Tensor:
         """Replace placeholder ids by today's SID tokens; other ids stay as they are.
@@ -153,17 +154,17 @@ class TTDSForCausalLM(
         block = (kind * tower.num_levels + level) * tower.num_codes
         return torch.where(mask, self.config.sid_token_start + block + codes, ids)
 
-    def sid_tokens(self, codes: Tensor, kind: str = "item") -> Tensor:
-        """Return the SID token ids of entities, shaped as codes.
+    def sid_tokens(self, sids: Tensor, kind: str = "item") -> Tensor:
+        """Return the SID token ids of entities, shaped as `sids`.
 
         Args:
-            codes: Their codes, (..., num_levels).
+            sids: Their semantic IDs, (..., num_levels).
             kind: `"item"` or `"user"`.
         """
         tower = self.config.item_tower
-        levels = torch.arange(tower.num_levels, device=codes.device)
+        levels = torch.arange(tower.num_levels, device=sids.device)
         levels = levels + KINDS.index(kind) * tower.num_levels
-        return self.config.sid_token_start + levels * tower.num_codes + codes
+        return self.config.sid_token_start + levels * tower.num_codes + sids
 
     def _placeholders(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         offset = ids - PLACEHOLDER_START
@@ -191,7 +192,7 @@ class TTDSForCausalLM(
         Args:
             histories: Item rows, newest last, padded with -1, (batch, max_history).
         """
-        return self.user_tower.codes(*self.user_embeddings(histories))
+        return self.user_tower.semantic_ids(*self.user_embeddings(histories))
 
     def attach_users(self, histories: Tensor) -> None:
         """Give user rows a meaning while tuning: row r is the user with the r-th history.
@@ -202,10 +203,10 @@ class TTDSForCausalLM(
             histories: Item rows, newest last, padded with -1, (num_users, max_history).
         """
         self.register_buffer("user_histories", histories.to(self.device), persistent=False)
-        codes = torch.zeros(
+        sids = torch.zeros(
             len(histories), self.config.user_tower.num_levels, dtype=torch.long, device=self.device
         )
-        self.register_buffer("user_sids", codes, persistent=False)
+        self.register_buffer("user_sids", sids, persistent=False)
 
     def set_reranker(self, cooccurrence: TTDSCooccurrence, reranker: TTDSReranker) -> None:
         """Give the model a co-occurrence memory and re-ranker, which `recommend` then uses.
@@ -333,13 +334,13 @@ class TTDSForCausalLM(
             if not len(rows):
                 continue
             if name == "item":
-                tower, codes = self.item_tower, self.item_sids[rows]
+                tower, sids = self.item_tower, self.item_sids[rows]
                 embeddings = self.item_text[rows], self.item_collaborative[rows]
             else:
-                tower, codes = self.user_tower, self.user_sids[rows]
+                tower, sids = self.user_tower, self.user_sids[rows]
                 embeddings = self.user_embeddings(self.user_histories[rows])
-            with evaluating(tower):  # the path of the codes in the index, without dropout
-                path = tower.quantise(tower.encode(*embeddings).mean, codes)
+            with evaluating(tower):  # the path of the semantic ID in the table, without dropout
+                path = tower.quantise(tower.encode(*embeddings).mean, sids)
             entities[name] = _Entities(rows, embeddings, path)
         return entities
 
@@ -484,7 +485,7 @@ class TTDSForCausalLM(
 
 @dataclass
 class _Entities:
-    """The entities of one kind in a batch: sorted rows, both embeddings, their path of codes."""
+    """The entities of one kind in a batch: sorted rows, both embeddings, their paths."""
 
     rows: Tensor
     embeddings: tuple[Tensor, Tensor]

@@ -22,8 +22,8 @@ class TTDSExplanation:
 
     Args:
         item_id: Id of the item.
-        steps: Probability of each of its codes among the level's, after those before it; the log of
-            their product is the item's score without the re-ranker.
+        steps: Probability of each code of its semantic ID among the level's, after those before it;
+            the log of their product is the item's score without the re-ranker.
         follows: Item of the history that it follows most in the co-occurrence memory, if any.
         resembles: Item of the history whose text is most like its own, if any is.
     """
@@ -87,12 +87,12 @@ class TTDSQuestionsMixin:
         item = self.history_rows([[item_id]], "error")[0]
         if not rows:
             return []
-        codes = self.sids_of_users(pad_rows(earlier + rows, self.config.max_history, self.device))
+        sids = self.sids_of_users(pad_rows(earlier + rows, self.config.max_history, self.device))
         prompt = self._prompt("next_user", items=[item], users=[list(range(len(earlier)))])
-        trie = TTDSTrie.build(codes[len(earlier) :])
+        trie = TTDSTrie.build(sids[len(earlier) :])
         users = torch.arange(len(rows), device=self.device)[None]
         with evaluating(self):
-            scores = score_items(self, *self._bound([prompt], codes), trie, users, "user")[0, :, -1]
+            scores = score_items(self, *self._bound([prompt], sids), trie, users, "user")[0, :, -1]
         best, order = scores.sort(descending=True, stable=True)
         return list(zip(order.tolist(), best.tolist(), strict=True))[:top_k]
 
@@ -146,7 +146,7 @@ class TTDSQuestionsMixin:
             ValueError: The model was not tuned for the question.
         """
         longest = self.config.max_history
-        codes = self.sids_of_users(pad_rows(user_histories, longest, self.device))
+        sids = self.sids_of_users(pad_rows(user_histories, longest, self.device))
         prompts = []
         for user, (query, history) in enumerate(zip(queries, histories, strict=True)):
             texts, newest = {"query": query}, list(history[-longest:])
@@ -154,7 +154,7 @@ class TTDSQuestionsMixin:
                 prompts.append(self._prompt("search", texts, items=[newest], users=[[user]]))
             else:
                 prompts.append(self._prompt("query", texts))
-        return self._bound(prompts, codes)
+        return self._bound(prompts, sids)
 
     def _prompt(
         self,
@@ -191,17 +191,17 @@ class TTDSQuestionsMixin:
         past, rows = self.history_rows([history, items], "error")
         if not rows:
             return []
-        codes = self.item_sids[rows]
-        num_levels = codes.shape[1]
+        sids = self.item_sids[rows]
+        num_levels = sids.shape[1]
         prompt = self.history_prompts([past], [past])[0].expand(len(rows), -1)
-        embeddings = self.embed(torch.cat([prompt, self.sid_tokens(codes)[:, :-1]], 1))
+        embeddings = self.embed(torch.cat([prompt, self.sid_tokens(sids)[:, :-1]], 1))
         with evaluating(self):
             hidden = self.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         steps = [
             self.level_logits(hidden[:, level - num_levels], "item", level).float().softmax(-1)
             for level in range(num_levels)
         ]
-        steps = torch.stack(steps, 1).gather(2, codes[..., None])[..., 0]  # (num_items, num_levels)
+        steps = torch.stack(steps, 1).gather(2, sids[..., None])[..., 0]  # (num_items, num_levels)
         resembles = self.item_text[past] @ self.item_text[rows].T - ALIKE  # (history, num_items)
         follows = torch.zeros_like(resembles)
         if past and self.config.has_reranker:

@@ -20,7 +20,7 @@ class TTDSRecommendation:
     Args:
         item_id: Id of the item.
         title: Its title, empty if it has none.
-        score: Log-probability: of its codes, or by the re-ranker among the candidates.
+        score: Log-probability: of its semantic ID, or by the re-ranker among the candidates.
     """
 
     item_id: str
@@ -34,10 +34,10 @@ class TTDSRecommendationMixin:
     @property
     def trie(self) -> TTDSTrie:
         """The trie of today's item semantic IDs."""
-        codes = self.item_sids
-        key = (codes.data_ptr(), codes._version, codes.shape, codes.device)
+        sids = self.item_sids
+        key = (sids.data_ptr(), sids._version, sids.shape, sids.device)
         if getattr(self, "_trie_key", None) != key:
-            self._trie, self._trie_key = TTDSTrie.build(codes), key
+            self._trie, self._trie_key = TTDSTrie.build(sids), key
         return self._trie
 
     def recommend(

@@ -105,8 +105,9 @@ class TTDSRecall:
 
         Args:
             items: Item rows, (batch, num_candidates).
-            log_probs: The language model's log-probability of each candidate's codes up to each
-                level, (batch, num_candidates, num_levels), or None to leave its features at zero.
+            log_probs: The language model's log-probability of each candidate's semantic ID up to
+                each level, (batch, num_candidates, num_levels), or None to leave its features at
+                zero.
         """
         histories, last = self.histories, self.last.clamp_min(0)
         some = (self.last >= 0)[:, None]

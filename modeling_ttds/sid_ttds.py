@@ -1,4 +1,4 @@
-"""The index gives every item a unique semantic ID: resolving collisions with few moves."""
+"""A unique semantic ID for every item: collisions are resolved with few moves."""
 
 from collections import Counter
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def unique_sids(latents: Tensor, codebooks: Tensor, codes: Tensor, taken: Tensor) -> Tensor:
-    """Return codes that no two items share and that are not taken, moving as few items as possible.
+    """Return semantic IDs that no two items share and that are not taken, moving few items.
 
-    Of the items that share codes the one nearest to them stays (none, where the codes are taken);
-    the others go to the free codes found first by a depth-first walk that tries nearer codebook
+    Of the items that share one the nearest to it stays (none, where it is taken);
+    the others go to the free one found first by a depth-first walk that tries nearer codebook
     vectors before farther ones, so a move changes the last level wherever it has room.
 
     Args:
         latents: What the tower's encoder says of the items, (num_items, code_dim).
         codebooks: Codebook vectors, (num_levels, num_codes, code_dim).
-        codes: Today's semantic IDs of the items, (num_items, num_levels).
-        taken: Codes that may not be used, (num_taken, num_levels).
+        codes: The nearest codes of the items, (num_items, num_levels).
+        taken: Semantic IDs that may not be used, (num_taken, num_levels).
 
     Raises:
-        ValueError: There are more items than codes.
+        ValueError: There are more items than semantic IDs.
     """
     num_levels, num_codes, _ = codebooks.shape
     if len(codes) + len(taken) > num_codes**num_levels:

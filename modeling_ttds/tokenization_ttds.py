@@ -18,7 +18,7 @@ SLOT = re.compile(r"(<item>|<user>|\{\w+\})")
 class TTDSTokenizer(PreTrainedTokenizerFast):
     """Any fast tokenizer with SID tokens and placeholders added to its vocabulary.
 
-    Build it with `from_base`. It carries the index of the items (`set_sid_table`), so that
+    Build it with `from_base`. It carries the SID table of the items (`set_sid_table`), so that
     `encode_items` and `decode_items` translate between item ids and SID tokens.
     """
 
@@ -33,7 +33,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
 
         Args:
             base: The tokenizer of the backbone, or one trained on the catalogue.
-            num_levels: Number of codes per entity.
+            num_levels: Number of codes in a semantic ID.
             num_codes: Number of codes per level.
 
         Raises:
@@ -65,7 +65,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
 
     @property
     def num_levels(self) -> int:
-        """Number of codes per entity."""
+        """Number of codes in a semantic ID."""
         return self.init_kwargs["num_levels"]
 
     @property
@@ -150,20 +150,20 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
 
     @property
     def sid_table(self) -> dict[str, list[int]]:
-        """Item id to codes, as last set or loaded."""
+        """Item id to semantic ID, as last set or loaded."""
         if "_sid_table" not in self.__dict__:
             file = self.init_kwargs.get("sid_table_file")
             self._sid_table = json.loads(Path(file).read_text("utf-8")) if file else {}
         return self._sid_table
 
-    def set_sid_table(self, item_ids: Iterable[str], codes: Iterable[Sequence[int]]) -> None:
-        """Replace the index of the items.
+    def set_sid_table(self, item_ids: Iterable[str], sids: Iterable[Sequence[int]]) -> None:
+        """Replace the SID table of the items.
 
         Args:
             item_ids: Item ids.
-            codes: Codes of each item, one per level.
+            sids: Semantic ID of each item, one code per level.
         """
-        self._sid_table = {i: list(c) for i, c in zip(item_ids, codes, strict=True)}
+        self._sid_table = {i: list(c) for i, c in zip(item_ids, sids, strict=True)}
         self.__dict__.pop("_item_of", None)
 
     def encode_items(self, item_ids: Iterable[str]) -> list[int]:
@@ -173,14 +173,14 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             item_ids: Item ids.
 
         Raises:
-            ValueError: An item is not in the index.
+            ValueError: An item is not in the SID table.
         """
         ids = []
         for item in item_ids:
             if item not in self.sid_table:
                 raise ValueError(
-                    f"Item {item!r} is not in the index of {len(self.sid_table)} items; "
-                    "add it to the model, or set the index by `set_sid_table`."
+                    f"Item {item!r} is not in the SID table of {len(self.sid_table)} items; "
+                    "add it to the model, or set the table by `set_sid_table`."
                 )
             for level, code in enumerate(self.sid_table[item]):
                 ids.append(self.sid_token_start + level * self.num_codes + code)
@@ -210,7 +210,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
                     sid_token("item", level, code)
                     for level, code in zip(levels, codes, strict=True)
                 )
-                raise ValueError(f"{names} names no item of the index.")
+                raise ValueError(f"{names} names no item of the SID table.")
             items.append(self._item_of[codes])
         return items
 

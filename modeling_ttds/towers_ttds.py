@@ -1,4 +1,4 @@
-"""The tower: a dual-modality variational auto-encoder whose latent is a path of codes.
+"""The tower: a dual-modality variational auto-encoder whose latent is quantised to a semantic ID.
 
 One class serves items and users. Each modality (text, collaborative) has an encoder that gives a
 Gaussian; a product of experts fuses what is present; a residual quantiser turns the latent into one
@@ -84,7 +84,7 @@ class TTDSTowerOutput:
 
 
 class TTDSTower(nn.Module):
-    """Turns text and collaborative embeddings of an entity into codes."""
+    """Turns text and collaborative embeddings of an entity into its semantic ID."""
 
     def __init__(self, config: TTDSTowerConfig):
         super().__init__()
@@ -180,7 +180,7 @@ class TTDSTower(nn.Module):
         scale = self.config.code_temperature * unit.clamp_min(1e-12)
         return torch.log_softmax(-squares / scale, -1).transpose(0, 1)
 
-    def codes(self, text: Tensor, collaborative: Tensor) -> Tensor:
+    def semantic_ids(self, text: Tensor, collaborative: Tensor) -> Tensor:
         """Return today's semantic IDs of entities, (batch, num_levels)."""
         with evaluating(self):
             return self.quantise(self.encode(text, collaborative).mean).codes
@@ -211,7 +211,7 @@ class TTDSTower(nn.Module):
         losses["codebook"] = (path.vectors - path.residuals.detach()).square().sum(-1).mean()
         losses["commitment"] = (path.residuals - path.vectors.detach()).square().sum(-1).mean()
         losses["coarse"], losses["fine"] = self._alignment(posterior, path)
-        # Balance: how far the batch's mean use of a level's codes is from an even one.
+        # Balance: how far the batch's mean use of a level's codes is from a balanced one.
         usage = self.code_log_probs(path.residuals).exp().mean(0)  # (num_levels, num_codes)
         entropy = torch.special.entr(usage.clamp_min(1e-12)).sum(-1).mean()
         losses["balance"] = math.log(self.config.num_codes) - entropy

@@ -128,7 +128,7 @@ def test_fitting_finds_the_groups(entities):
     )
     tower = TTDSTower(config)
     report = fit_tower(tower, *entities, num_epochs=400, batch_size=20, learning_rate=3e-3)
-    codes = tower.codes(*entities)[:, 0]
+    codes = tower.semantic_ids(*entities)[:, 0]
     groups = torch.arange(40) % 8
     same = groups[:, None] == groups[None]
     assert ((codes[:, None] == codes[None]) == same).float().mean() > 0.9
