@@ -132,7 +132,7 @@ def main() -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     datasets, data = DATASETS, arguments.data
     if arguments.toy:
-        from recipes import toyshop
+        from recipes.data import toyshop
         from recipes.data.tables import write_data
 
         datasets, data = ("toyshop",), work / "data"

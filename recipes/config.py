@@ -1,124 +1,213 @@
-"""Arguments of the recipes: YAML below the command line, unknown keys are errors."""
+"""Every option of a training run, in groups; YAML below the command line, unknown keys are errors.
+
+A stage takes its own group. On the command line and in YAML the names are flat.
+"""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
 
+def _option(default, text: str):
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
-class TTDSArguments:
-    """What is built: data, embeddings, towers, decoder, index.
+class DataOptions:
+    """What is read."""
 
-    Args:
-        dataset_name: Folder or Hub data set; the generated data set by default.
-        column_map: Column names of the data set to ours.
-        min_interactions: Least interactions of a user and an item; 5 gives a 5-core.
-        tie_break: `published` or `shuffled` order of interactions with the same stamp.
-        cache_dir: Where prepared embeddings are kept.
-        text_encoder: `tokens`, `backbone`, or a Hub id or folder of an encoder.
-        text_embeddings: File of precomputed text embeddings, made by `text_encoder`; a name alone
-            is looked for in the data set's folder.
-        text_dim: Width of the text embeddings that `tokens` makes.
-        collaborative_dim: Width of the collaborative embeddings; 0 leaves the modality out.
-        num_levels: Codes per entity.
-        num_codes: Codes per level.
-        code_dim: Width of a codebook vector.
-        tower_epochs: Passes over the items before tuning.
-        vocab_size: Text tokens of the decoder that starts from nothing.
-        hidden_size: Width of that decoder.
-        num_layers: Its layers.
-        num_heads: Its attention heads.
-        dropout: Its dropout.
-        max_history: How many of the newest items a prompt shows.
-        sliding_windows: One row per position of a history instead of one per user.
-        item_dropout: Share of a row's items left out at random, in the packed sequences.
-        user_tokens: Whether the next-item prompt names the user by SID tokens.
-        tasks: Rows of every further task per epoch, as a multiple of the number of users.
-        max_text_tokens: How many tokens of a text a prompt or response keeps.
-        refresh_steps: Steps between refreshes of the index; 0 keeps it as it is (static).
-        freeze_at: Share of the steps after which a dynamic index is frozen.
-        tower_learning_rate: Peak learning rate of the towers while the language model is tuned.
-        tower_weight: Weight of the tower losses while the language model is tuned.
-        tower_grad_scale: Factor on the language model's gradient where it enters the towers; 0
-            keeps it out.
-        soft_target_weight: Share of an item's label that is the tower's soft code distribution.
-        infonce_weight: Weight of the token alignment among the entities of a batch.
-        cosine_weight: Weight of the token alignment per entity.
-        reranker: Whether to fit a co-occurrence memory and re-ranker after tuning.
-        min_pair_users: Least number of users behind a pair of items the co-occurrence memory keeps.
-        cold_item_dropout: Share of the candidates that the re-ranker, while it is fitted, sees as
-            if nobody had chosen them, so that it can judge new items.
-        allow_rare_pairs: Whether `push_to_hub` may send pairs behind which a single user stands.
-        num_beams: Prefixes kept per level at evaluation.
-        eval_users: How many users the validation while tuning looks at.
-        overwrite_output_dir: Replace what an earlier run left in `output_dir`.
-    """
+    _argument_group_name = "data"
 
-    dataset_name: str | None = None
-    column_map: dict[str, str] | str | None = None
-    min_interactions: int = 1
-    tie_break: str = "published"
-    cache_dir: str = ".cache"
-    text_encoder: str = "tokens"
-    text_embeddings: str | None = None
-    text_dim: int = 128
-    collaborative_dim: int = 128
-    num_levels: int = 3
-    num_codes: int = 32
-    code_dim: int = 32
-    tower_epochs: int = 60
-    vocab_size: int = 2048
-    hidden_size: int = 128
-    num_layers: int = 2
-    num_heads: int = 4
-    dropout: float = 0.1
-    max_history: int = 20
-    sliding_windows: bool = False
-    item_dropout: float = 0.0
-    user_tokens: bool = True
-    tasks: dict[str, float] | str | None = field(
-        default_factory=lambda: {
-            "query": 0.3, "search": 0.15, "next_user": 0.15, "profile_of_history": 0.1,
-            "bought_together": 0.2,
-        }
-    )  # fmt: skip
-    max_text_tokens: int = 32
-    refresh_steps: int = 0
-    freeze_at: float = 0.7
-    tower_learning_rate: float = 1e-4
-    tower_weight: float = 0.0
-    tower_grad_scale: float = 0.0
-    soft_target_weight: float = 0.0
-    infonce_weight: float = 0.0
-    cosine_weight: float = 0.0
-    reranker: bool = True
-    min_pair_users: int = 1
-    cold_item_dropout: float = 0.1
-    allow_rare_pairs: bool = False
-    num_beams: int = 50
-    eval_users: int = 1000
-    overwrite_output_dir: bool = False
+    dataset_name: str | None = _option(
+        None, "Folder or Hub data set; the generated data set by default."
+    )
+    column_map: dict[str, str] | str | None = _option(
+        None, "Column names of the data set to ours, as JSON."
+    )
+    min_interactions: int = _option(
+        1, "Least interactions of a user and an item; 5 gives a 5-core."
+    )
+    tie_break: str = _option(
+        "published",
+        "`published` or `shuffled` order of interactions with the same timestamp.",
+    )
 
     def __post_init__(self):
-        for name in ("column_map", "tasks"):
-            value = getattr(self, name)
-            if isinstance(value, str):  # from the command line
-                setattr(self, name, _mapping(name, value))
+        self.column_map = _mapping("column_map", self.column_map)
+
+
+@dataclass
+class IndexOptions:
+    """Embeddings, towers and the semantic IDs they give."""
+
+    _argument_group_name = "semantic IDs"
+
+    cache_dir: str = _option(".cache", "Where prepared embeddings are kept.")
+    text_encoder: str = _option(
+        "tokens", "`tokens`, `backbone`, or a Hub id or folder of an encoder."
+    )
+    text_embeddings: str | None = _option(
+        None,
+        "File of precomputed text embeddings, made by `text_encoder`; a name alone is looked for "
+        "in the data set's folder.",
+    )
+    text_dim: int = _option(128, "Width of the text embeddings that `tokens` makes.")
+    collaborative_dim: int = _option(
+        128, "Width of the collaborative embeddings; 0 leaves the modality out."
+    )
+    num_levels: int = _option(3, "Levels of a semantic ID: codes per entity.")
+    num_codes: int = _option(32, "Codes per level.")
+    code_dim: int = _option(32, "Width of a codebook vector.")
+    tower_epochs: int = _option(60, "Epochs over the items before tuning.")
+
+
+@dataclass
+class LanguageModelOptions:
+    """The decoder that starts from nothing, and the losses of any."""
+
+    _argument_group_name = "language model"
+
+    vocab_size: int = _option(2048, "Text tokens of the decoder that starts from nothing.")
+    hidden_size: int = _option(128, "Width of that decoder.")
+    num_layers: int = _option(2, "Its layers.")
+    num_heads: int = _option(4, "Its attention heads.")
+    dropout: float = _option(0.1, "Its dropout.")
+    tower_weight: float = _option(
+        0.0, "Weight of the tower losses while the language model is tuned."
+    )
+    tower_grad_scale: float = _option(
+        0.0,
+        "Factor on the language model's gradient where it enters the towers; 0 keeps it out.",
+    )
+    soft_target_weight: float = _option(
+        0.0, "Share of an item's label that is the tower's soft code distribution."
+    )
+    infonce_weight: float = _option(
+        0.0, "Weight of the token alignment among the entities of a batch."
+    )
+    cosine_weight: float = _option(0.0, "Weight of the token alignment per entity.")
+
+
+@dataclass
+class ExampleOptions:
+    """What the language model is tuned on."""
+
+    _argument_group_name = "tasks and their prompts"
+
+    max_history: int = _option(20, "How many of the newest items a prompt shows.")
+    sliding_windows: bool = _option(
+        False, "One row per position of a history instead of one packed sequence per user."
+    )
+    item_dropout: float = _option(
+        0.0, "Share of a row's items left out at random, in the packed sequences."
+    )
+    user_tokens: bool = _option(True, "Whether the next-item prompt names the user by SID tokens.")
+    tasks: dict[str, float] | str | None = _option(
+        {
+            "query": 0.3, "search": 0.15, "next_user": 0.15, "profile_of_history": 0.1,
+            "bought_together": 0.2,
+        },
+        "Rows of every further task per epoch, as a multiple of the number of users, as JSON.",
+    )  # fmt: skip
+    max_text_tokens: int = _option(32, "How many tokens of a text a prompt or response keeps.")
+
+    def __post_init__(self):
+        self.tasks = _mapping("tasks", self.tasks)
+
+
+@dataclass
+class RefreshOptions:
+    """How semantic IDs move while the language model is tuned."""
+
+    _argument_group_name = "dynamic semantic IDs"
+
+    refresh_steps: int = _option(
+        0, "Steps between refreshes of the SID table; 0 keeps it as it is (static)."
+    )
+    freeze_at: float = _option(0.7, "Share of the steps after which a dynamic SID table is frozen.")
+    tower_learning_rate: float = _option(
+        1e-4, "Peak learning rate of the towers while the language model is tuned."
+    )
+
+
+@dataclass
+class RerankerOptions:
+    """The co-occurrence memory and the re-ranker."""
+
+    _argument_group_name = "re-ranker"
+
+    reranker: bool = _option(
+        True, "Whether to fit a co-occurrence memory and a re-ranker after tuning."
+    )
+    min_pair_users: int = _option(
+        1, "Least number of users behind a pair of items the co-occurrence memory keeps."
+    )
+    cold_item_dropout: float = _option(
+        0.1,
+        "Share of the candidates that the re-ranker, while it is fitted, sees as if nobody had "
+        "chosen them, so that it can judge new items.",
+    )
+
+    def __post_init__(self):
         if not 0 <= self.cold_item_dropout < 1:
             raise ValueError(
                 f"`cold_item_dropout` is {self.cold_item_dropout}; give a share from 0 to below 1."
             )
 
 
-def _mapping(name: str, text: str) -> dict:
-    try:
-        value = json.loads(text)
+@dataclass
+class EvaluationOptions:
+    """How lists are made and measured."""
+
+    _argument_group_name = "evaluation"
+
+    num_beams: int = _option(50, "Prefixes kept per level at evaluation.")
+    eval_users: int = _option(1000, "How many users the validation while tuning looks at.")
+
+
+@dataclass
+class OutputOptions:
+    """What becomes of the output folder."""
+
+    _argument_group_name = "output and publishing"
+
+    overwrite_output_dir: bool = _option(False, "Replace what an earlier run left in `output_dir`.")
+    allow_rare_pairs: bool = _option(
+        False, "Whether `push_to_hub` may send pairs behind which a single user stands."
+    )
+
+
+@dataclass
+class TTDSArguments:
+    """All groups of options: what is built, of what, and how it is measured."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    index: IndexOptions = field(default_factory=IndexOptions)
+    language_model: LanguageModelOptions = field(default_factory=LanguageModelOptions)
+    examples: ExampleOptions = field(default_factory=ExampleOptions)
+    refresh: RefreshOptions = field(default_factory=RefreshOptions)
+    reranker: RerankerOptions = field(default_factory=RerankerOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    def flat(self) -> dict:
+        """Return every option by its name on the command line."""
+        return {name: value for group in asdict(self).values() for name, value in group.items()}
+
+
+def _mapping(name: str, value: dict | str | None) -> dict | None:
+    if not isinstance(value, str):
+        return value
+    try:  # from the command line
+        read = json.loads(value)
     except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"`{name}` is {text!r}; give a JSON object, e.g. '{{\"key\": ...}}'.")
-    return value
+        read = None
+    if not isinstance(read, dict):
+        raise ValueError(f"`{name}` is {value!r}; give a JSON object, e.g. '{{\"key\": ...}}'.")
+    return read
 
 
 @dataclass
@@ -150,5 +239,7 @@ class TTDSTrainingArguments(SFTConfig):
 
 def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig]:
     """Read the command line above the YAML file that `--config` names."""
-    parser = TrlParser((TTDSArguments, TTDSTrainingArguments, ModelConfig))
-    return parser.parse_args_and_config()
+    groups = [part.default_factory for part in fields(TTDSArguments)]
+    parser = TrlParser((*groups, TTDSTrainingArguments, ModelConfig))
+    *parts, training, model_config = parser.parse_args_and_config()
+    return TTDSArguments(*parts), training, model_config

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 from modeling_ttds import TTDSForCausalLM
-from recipes.data import toyshop
+from recipes.config import DataOptions
+from recipes.data.load import load_data
 from recipes.data.split import split_data
-from recipes.data.tables import read_data
 from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY, TTDS
 from recipes.hub.card import GENERATED_DATA
@@ -31,8 +31,9 @@ def main() -> None:
     if not output.is_dir():
         raise SystemExit(f"`--output` {output} is no folder; name one that exists.")
 
-    shop = toyshop.generate() if arguments.dataset_name is None else None
-    data = shop.data if shop else read_data(arguments.dataset_name, tie_break=arguments.tie_break)
+    data, shop = load_data(
+        DataOptions(dataset_name=arguments.dataset_name, tie_break=arguments.tie_break)
+    )
     split = split_data(data)
     model = TTDSForCausalLM.from_pretrained(arguments.model).eval()
     names = [entry["item_id"] for entry in model.catalogue]

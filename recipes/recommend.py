@@ -17,8 +17,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from modeling_ttds import TTDSForCausalLM
-from recipes.data import toyshop
-from recipes.data.tables import read_data
+from recipes.config import DataOptions
+from recipes.data.load import load_data
 from recipes.evaluation import report
 
 REQUEST_FILE = "request.json"
@@ -63,8 +63,7 @@ def main() -> None:
             parser.error(f"`--{name}` is {getattr(arguments, name)}; it must be at least 1.")
 
     state = PartialState(cpu=arguments.use_cpu)
-    shop = arguments.dataset_name is None
-    data = toyshop.generate().data if shop else read_data(arguments.dataset_name)
+    data, _ = load_data(DataOptions(dataset_name=arguments.dataset_name))
     model = TTDSForCausalLM.from_pretrained(arguments.model).eval().to(state.device)
     rows = [model.row_of.get(item, -1) for item in data.catalogue.item_ids]
     if -1 in rows:

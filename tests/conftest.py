@@ -1,14 +1,6 @@
 """A small shop and a small model, built once by the recipe's own code."""
 
 import os
-from pathlib import Path
-
-from recipes.config import TTDSArguments
-from recipes.data.split import split_data
-from recipes.data.tables import Data
-from recipes.data.toyshop import generate
-from recipes.tuning.build import build_tokenizer
-from recipes.tuning.examples import UserStates
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -16,13 +8,21 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # are compared bit for bit need the same number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from recipes.data.tables import Catalogue
-from recipes.tuning.build import build_model
+from recipes.config import TTDSArguments
+from recipes.data.split import split_data
+from recipes.data.tables import Catalogue, Data
+from recipes.data.toyshop import generate
+from recipes.index.embeddings import embed_items, given_text_embeddings
+from recipes.index.refresh import build_sid_table
+from recipes.tuning import build
+from recipes.tuning.examples import UserStates
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,13 +49,47 @@ tasks: {}
 """
 
 
+def altered(options: TTDSArguments, **changes) -> TTDSArguments:
+    """Return options with others for some, by their flat names."""
+    groups = {}
+    for part in fields(options):
+        group = getattr(options, part.name)
+        mine = {name: changes.pop(name) for name in list(changes) if hasattr(group, name)}
+        groups[part.name] = replace(group, **mine)
+    assert not changes, f"no such option: {list(changes)}"
+    return TTDSArguments(**groups)
+
+
 def small_options(cache_dir, **changes) -> TTDSArguments:
     settings = dict(
         cache_dir=str(cache_dir), text_dim=24, collaborative_dim=16, num_levels=3, num_codes=8,
         code_dim=8, tower_epochs=8, vocab_size=400, hidden_size=32, num_layers=1, num_heads=2,
         max_history=6, num_beams=20, dropout=0.0, tasks={},
     )  # fmt: skip
-    return TTDSArguments(**(settings | changes))
+    return altered(TTDSArguments(), **(settings | changes))
+
+
+def build_tokenizer(split, options, backbone):
+    return build.build_tokenizer(
+        split, options.index, options.language_model, options.examples, backbone
+    )
+
+
+def build_model(split, states, tokenizer, options, backbone, seed):
+    """Return a model that is ready for tuning, as of the stages of `recipes/sft.py`."""
+    shapes = options.index, options.language_model, options.examples
+    text = given_text_embeddings(options.index, options.data.dataset_name, split.num_items)
+    model = build.build_model(split, tokenizer, *shapes, backbone, text, seed)
+    embed_items(model, split, options.index, text, seed)
+    build_sid_table(
+        model,
+        states.histories(),
+        states.latest(),
+        num_epochs=options.index.tower_epochs,
+        freeze=options.refresh.refresh_steps == 0,
+        seed=seed,
+    )
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -90,13 +124,13 @@ def tokenizer(split, options):
 
 @pytest.fixture(scope="session")
 def states(split, options):
-    return UserStates(split, options.max_history)
+    return UserStates(split, options.examples.max_history)
 
 
 @pytest.fixture(scope="session")
 def built(split, states, tokenizer, options):
     """The model that a session shares; tests that change it take `model`."""
-    model, _ = build_model(split, states, tokenizer, options, None, seed=0)
+    model = build_model(split, states, tokenizer, options, None, seed=0)
     model.share_sid_table()
     return model.eval()
 

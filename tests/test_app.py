@@ -20,8 +20,8 @@ from recipes.config import TTDSArguments
 from recipes.data.split import split_data
 from recipes.data.toyshop import generate
 from recipes.ranking.cooccurrence import build_cooccurrence
-from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import UserStates
+from tests.conftest import altered, build_model, build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -241,10 +241,11 @@ def test_a_model_with_an_item_more_shares_weights_and_leaves_the_first_alone(fol
 
 
 def test_the_first_answer_on_the_demos_model_takes_less_than_a_second(tmp_path):
-    demo = TTDSArguments(cache_dir=str(tmp_path), tower_epochs=1)
+    demo = altered(TTDSArguments(), cache_dir=str(tmp_path), tower_epochs=1)
     split = split_data(generate().data)
-    tokenizer, states = build_tokenizer(split, demo, None), UserStates(split, demo.max_history)
-    model, _ = build_model(split, states, tokenizer, demo, None, seed=0)
+    tokenizer = build_tokenizer(split, demo, None)
+    states = UserStates(split, demo.examples.max_history)
+    model = build_model(split, states, tokenizer, demo, None, seed=0)
     model.share_sid_table()
     model.set_reranker(
         build_cooccurrence(split.training, split.num_items), TTDSReranker(len(FEATURES)).eval()

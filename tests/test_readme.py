@@ -2,25 +2,29 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 
 from benchmarks.result import results
 from benchmarks.tables import filled
-from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments
+from recipes.config import (
+    ExampleOptions,
+    TTDSArguments,
+    TTDSTrainingArguments,
+    parse_arguments,
+)
 from recipes.hub.files import ROOT
-from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import question_wordings
 from recipes.tuning.tasks import ITEM_TASKS, USER_TASKS
+from tests.conftest import altered, build_model, build_tokenizer
 
 README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_python_of_the_readme_runs(split, states, options, tmp_path, monkeypatch):
-    settings = replace(options, tasks={task: 0.1 for task in USER_TASKS | ITEM_TASKS})
+    settings = altered(options, tasks={task: 0.1 for task in USER_TASKS | ITEM_TASKS})
     tokenizer = build_tokenizer(split, settings, None)
-    model, _ = build_model(split, states, tokenizer, settings, None, seed=0)
+    model = build_model(split, states, tokenizer, settings, None, seed=0)
     model.share_sid_table()
     model.save_pretrained(tmp_path / "outputs" / "demo")
     tokenizer.save_pretrained(tmp_path / "outputs" / "demo")
@@ -34,7 +38,7 @@ def test_python_of_the_readme_runs(split, states, options, tmp_path, monkeypatch
 
 
 def test_the_demo_answers_every_question_the_readme_asks():
-    asked = question_wordings(TTDSArguments())
+    asked = question_wordings(ExampleOptions())
     assert set(asked) >= {
         "query",
         "search",
@@ -45,9 +49,7 @@ def test_the_demo_answers_every_question_the_readme_asks():
 
 
 def test_options_the_readme_names_exist():
-    known = set(TTDSArguments.__dataclass_fields__) | set(
-        TTDSTrainingArguments.__dataclass_fields__
-    )
+    known = set(TTDSArguments().flat()) | set(TTDSTrainingArguments.__dataclass_fields__)
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
     known |= {"output"}
     known |= {"dry_run", "include_user_lists", "allow_rare_pairs", "space", "repo_id"}
@@ -61,7 +63,7 @@ def test_mappings_are_read_from_the_command_line(monkeypatch):
     assert {name for name, _ in shown} == {"tasks", "column_map"}
     for name, text in shown:
         monkeypatch.setattr("sys.argv", ["sft.py", f"--{name}", text])
-        assert getattr(parse_arguments()[0], name) == json.loads(text)
+        assert parse_arguments()[0].flat()[name] == json.loads(text)
     monkeypatch.setattr("sys.argv", ["sft.py", "--tasks", "query"])
     with pytest.raises(ValueError, match="`tasks` is 'query'"):
         parse_arguments()

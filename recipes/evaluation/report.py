@@ -134,6 +134,25 @@ def baseline_rows(split: Split, which: str, shop: Toyshop | None) -> dict[str, d
     }
 
 
+def add_comparisons(
+    rows: dict[str, dict[str, dict[str, float]]],
+    model: TTDSForCausalLM,
+    split: Split,
+    shop: Toyshop | None,
+) -> None:
+    """Add `sid_metrics` of the test users and the baselines to the rows of a run.
+
+    Args:
+        rows: Metrics per split and row; they are added to.
+        model: The model.
+        split: The split.
+        shop: The generated data set, if `split` is its split.
+    """
+    rows["test"][LM_ONLY] |= sid_metrics(model, split, "test")
+    for which in rows:
+        rows[which] |= baseline_rows(split, which, shop)
+
+
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Return rows of metrics as a Markdown table.
 

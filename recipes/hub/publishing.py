@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -20,7 +19,9 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils import validate_repo_id
+from trl import SFTConfig
 
+from recipes.config import DataOptions, OutputOptions, RerankerOptions
 from recipes.hub.files import MODEL_FILES, USER_LISTS, Files, PublishError, check_cooccurrence
 
 
@@ -142,12 +143,16 @@ class Destination:
         return f"{type(error).__name__}: {error}"
 
 
-def take_over_push(training: Any, options: Any) -> Destination | None:
+def take_over_push(
+    training: SFTConfig, data: DataOptions, reranker: RerankerOptions, output: OutputOptions
+) -> Destination | None:
     """Take pushing away from the trainer, which would push at every checkpoint all it saves.
 
     Args:
-        training: The run's `SFTConfig`; its `push_to_hub` and `hub_token` are cleared.
-        options: The run's `TTDSArguments`.
+        training: How the run is tuned; its `push_to_hub` and `hub_token` are cleared.
+        data: Says whether the data are the generated ones.
+        reranker: Says what the co-occurrence memory keeps.
+        output: Says whether it may be sent whatever it keeps.
 
     Returns:
         Where to publish at the end of the run, or None.
@@ -160,8 +165,8 @@ def take_over_push(training: Any, options: Any) -> Destination | None:
         return None
     if training.hub_model_id is None:
         raise PublishError("`push_to_hub` needs `hub_model_id`; pass --hub_model_id OWNER/NAME.")
-    if options.reranker and options.dataset_name is not None and not options.allow_rare_pairs:
-        check_cooccurrence(options.min_pair_users)
+    if reranker.reranker and data.dataset_name is not None and not output.allow_rare_pairs:
+        check_cooccurrence(reranker.min_pair_users)
     destination = Destination(
         training.hub_model_id, private=training.hub_private_repo, token=training.hub_token
     )

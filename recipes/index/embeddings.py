@@ -23,7 +23,10 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig
 
 from modeling_ttds import text_ttds
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
+from recipes.config import IndexOptions
+from recipes.data.split import Split
 
 # Chosen on the validation targets of two data sets; see benchmarks/collaborative.py.
 WINDOW = 10
@@ -76,6 +79,95 @@ def hashed(*parts: str | bytes | Tensor) -> str:
             part = part.encode()
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
+
+
+def given_text_embeddings(
+    options: IndexOptions, dataset_name: str | None, num_items: int
+) -> Tensor | None:
+    """Read the precomputed text embeddings that `text_embeddings` names, if it names any.
+
+    Args:
+        options: Names file and encoder.
+        dataset_name: Where a file is looked for that is not there by its name alone.
+        num_items: Number of rows expected.
+
+    Raises:
+        ValueError: `text_encoder` names no encoder that could have made them.
+    """
+    if options.text_embeddings is None:
+        return None
+    if options.text_encoder in ("tokens", "backbone"):
+        raise ValueError(
+            f"`text_encoder` is {options.text_encoder!r}, which did not make "
+            "`text_embeddings`; name the encoder that did, so that new items get embeddings "
+            "like the others'."
+        )
+    file = Path(options.text_embeddings)
+    if not file.exists() and dataset_name is not None:
+        file = Path(dataset_name) / file
+    return read_text_embeddings(file, num_items)
+
+
+def embed_items(
+    model: TTDSForCausalLM, split: Split, options: IndexOptions, text: Tensor | None, seed: int
+) -> None:
+    """Give a model the text embeddings and the collaborative embeddings of its items.
+
+    Args:
+        model: A model with catalogue and tokenizer.
+        split: Gives the texts and the training histories.
+        options: Encoder, widths and cache.
+        text: Precomputed text embeddings, if there are any.
+        seed: Seed of both fits.
+    """
+    model.item_text.copy_(_text_embeddings(model, split, options, seed) if text is None else text)
+    model.item_collaborative.copy_(_collaborative_embeddings(split, options, seed))
+
+
+def _text_embeddings(
+    model: TTDSForCausalLM, split: Split, options: IndexOptions, seed: int
+) -> Tensor:
+    texts = split.data.catalogue.texts()
+    folder = Path(options.cache_dir)
+    key = {"texts": hashed(*texts)}
+    if options.text_encoder in ("tokens", "backbone"):
+        key["tokenizer"] = hashed(model.tokenizer.backend_tokenizer.to_str())
+    if options.text_encoder == "tokens":
+        tokenizer = model.tokenizer
+        key |= {"text_dim": options.text_dim, "seed": seed}
+        table = cached(
+            folder,
+            "token_table",
+            key,
+            lambda: fit_token_table(texts, tokenizer, options.text_dim, seed),
+        )
+        model.token_table.table.copy_(table)
+        return model.embed_texts(texts)
+    if options.text_encoder == "backbone":
+        key["encoder"] = hashed(*model.model.state_dict().values())
+    else:
+        key["encoder"] = encoder_version(options.text_encoder)
+    text = cached(folder, "text", key, lambda: model.embed_texts(texts))
+    return check_embeddings(text, split.num_items, f"`text_encoder` {options.text_encoder}")
+
+
+def _collaborative_embeddings(split: Split, options: IndexOptions, seed: int) -> Tensor:
+    if options.collaborative_dim == 0:
+        return torch.zeros(split.num_items, 1)
+    key = {
+        "training": hashed(*(history.tobytes() for history in split.training)),
+        "num_items": split.num_items,
+        "dim": options.collaborative_dim,
+        "seed": seed,
+    }
+    return cached(
+        Path(options.cache_dir),
+        "collaborative",
+        key,
+        lambda: collaborative_embeddings(
+            split.training, split.num_items, options.collaborative_dim, seed
+        ),
+    )
 
 
 def fit_token_table(

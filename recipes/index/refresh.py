@@ -1,15 +1,68 @@
-"""Refresh: write the semantic IDs that today's towers give into the model's SID table."""
+"""The SID table: fit the towers, write the semantic IDs they give, and refresh them."""
 
+import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.sid_ttds import unique_sids
 from modeling_ttds.text_ttds import item_text
-from recipes.index.towers import code_usage
+from recipes.index.towers import code_usage, fit_tower
 
 CHUNK = 4096
+
+
+def build_sid_table(
+    model: TTDSForCausalLM,
+    histories: Tensor,
+    users: np.ndarray,
+    *,
+    num_epochs: int,
+    freeze: bool,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Fit both towers, give every item and every user state a semantic ID; report on the towers.
+
+    Args:
+        model: A model with its items' embeddings.
+        histories: Item rows of all user states, padded with -1, (num_states, max_history).
+        users: The states that the user tower is fitted on, one per user.
+        num_epochs: Epochs over the items; over the users half as many.
+        freeze: Whether every item must get a unique semantic ID at once.
+        seed: Seed of both fits.
+    """
+    model.attach_users(histories)
+    items = model.item_text, model.item_collaborative
+    report = {
+        "item": fit_tower(
+            model.item_tower, *items, num_epochs=num_epochs, seed=seed, description="item tower"
+        )
+    }
+    report["user"] = fit_tower(
+        model.user_tower,
+        *model.user_embeddings(model.user_histories[users]),
+        num_epochs=max(1, num_epochs // 2),
+        seed=seed,
+        description="user tower",
+    )
+    refresh_sids(model, freeze=freeze)
+    init_codebook_projections(model)
+    return report
+
+
+@torch.no_grad()
+def init_codebook_projections(model: TTDSForCausalLM) -> None:
+    """Scale the projections so that the SID tokens of every level start alike in size.
+
+    Args:
+        model: The model; its codebooks are set.
+    """
+    std = model.get_input_embeddings().weight.std()
+    for kind, tower in enumerate((model.item_tower, model.user_tower)):
+        for level, codebook in enumerate(tower.codebooks):
+            scale = std / (codebook.std() * codebook.shape[1] ** 0.5)
+            nn.init.normal_(model.codebook_projections.weight[kind, level], std=scale.item())
 
 
 @torch.no_grad()

@@ -13,9 +13,10 @@ from modeling_ttds.generation_ttds import TTDSCandidates, beam_search
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
 from modeling_ttds.reranker_ttds import BLEND, FEATURES, FLOOR, MODEL_FEATURES, TTDSReranker
+from recipes.config import RerankerOptions
 from recipes.data.split import Split
 from recipes.evaluation.metrics import evaluate_run
-from recipes.evaluation.report import LM_ONLY, RERANKER_ONLY, TTDS
+from recipes.evaluation.report import LM_ONLY, RERANKER_ONLY, TTDS, evaluate_model
 from recipes.index.embeddings import cached, hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
 
@@ -229,6 +230,45 @@ def with_model(items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 VIEWS = {RERANKER_ONLY: without_model, TTDS: with_model}
+
+
+def rank(
+    model: TTDSForCausalLM,
+    split: Split,
+    options: RerankerOptions,
+    num_beams: int,
+    seed: int,
+    folder: Path | None = None,
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
+    """Give the model a co-occurrence memory and a re-ranker, if it is to have them; measure it.
+
+    Args:
+        model: A tuned model with a frozen SID table.
+        split: The split.
+        options: Whether to fit them, and how.
+        num_beams: Prefixes kept per level.
+        seed: Seed of the fits.
+        folder: As of `join`.
+
+    Returns:
+        As of `join`.
+    """
+    if options.reranker:
+        return join(
+            model,
+            split,
+            num_beams=num_beams,
+            min_pair_users=options.min_pair_users,
+            cold_item_dropout=options.cold_item_dropout,
+            seed=seed,
+            folder=folder,
+        )
+    rows, lists = {"validation": {}, "test": {}}, {}
+    for which in rows:
+        rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(
+            model, split, which, num_beams, rerank=False
+        )
+    return rows, lists
 
 
 def join(

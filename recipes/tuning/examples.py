@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_ttds.configuration_ttds import PLACEHOLDER_START
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
-from recipes.config import TTDSArguments
+from recipes.config import ExampleOptions
 from recipes.data.split import Split
 from recipes.tuning import tasks, wordings
 from recipes.tuning.tasks import Past
@@ -88,7 +88,7 @@ class Examples:
         split: Split,
         states: UserStates,
         tokenizer: TTDSTokenizer,
-        options: TTDSArguments,
+        options: ExampleOptions,
         seed: int,
         max_length: int = 1024,
     ):
@@ -250,7 +250,7 @@ class Examples:
             del lists[: min(len(lists) - 1, -(-excess // self.tokenizer.num_levels))]
 
 
-def next_item_wording(options: TTDSArguments) -> str:
+def next_item_wording(options: ExampleOptions) -> str:
     """Return how the next item is asked for; the history's codes end the prompt.
 
     Args:
@@ -259,7 +259,7 @@ def next_item_wording(options: TTDSArguments) -> str:
     return wordings.NEXT_ITEM[0] if options.user_tokens else "Chosen: <item>"
 
 
-def question_wordings(options: TTDSArguments) -> dict[str, str]:
+def question_wordings(options: ExampleOptions) -> dict[str, str]:
     """Return the wordings of the questions a model tuned on these tasks can answer.
 
     Args:

@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
-from trl import SFTTrainer
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from recipes.config import TTDSArguments
+from recipes.config import EvaluationOptions, RefreshOptions
 from recipes.data.split import Split
 from recipes.evaluation.metrics import rank_metrics
 from recipes.evaluation.report import recommend_to
 from recipes.index.refresh import refresh_sids
+from recipes.tuning import adapter
 from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, collate
 
 # Kept beside the weights: user semantic IDs are no part of them, and an adapter's hold no buffer at
@@ -105,28 +107,55 @@ class TTDSTrainer(SFTTrainer):
     """Tunes a `TTDSForCausalLM` on placeholder ids.
 
     Args:
+        model: The model, with its SID table.
+        args: How it is tuned.
         examples: The training examples.
         split: Validation users are ranked at every evaluation.
-        options: The recipe's arguments.
-        *args: As of `SFTTrainer`.
-        **kwargs: As of `SFTTrainer`.
+        refresh: Whether and when semantic IDs move; where they do not, nor do the towers.
+        evaluation: How validation users are ranked.
+        backbone: Says whether to train an adapter, and of what shape.
     """
 
-    def __init__(self, *args, examples: Examples, split: Split, options: TTDSArguments, **kwargs):
-        self.examples, self.split, self.options = examples, split, options
+    def __init__(
+        self,
+        model: TTDSForCausalLM,
+        args: SFTConfig,
+        *,
+        examples: Examples,
+        split: Split,
+        refresh: RefreshOptions,
+        evaluation: EvaluationOptions,
+        backbone: ModelConfig,
+    ):
+        self.examples, self.split = examples, split
+        self.refresh, self.evaluation = refresh, evaluation
         self.num_tokens, self.begun, self.curve = 0, time.perf_counter(), []
-        tokenizer = kwargs["processing_class"]
-        training = kwargs["args"]
-        training.remove_unused_columns = False
-        training.prediction_loss_only = True
-        training.dataset_kwargs = {"skip_prepare_dataset": True}
-        texts = EntityTexts(examples) if options.infonce_weight or options.cosine_weight else None
-        kwargs["data_collator"] = lambda rows: collate(rows, tokenizer.pad_token_id, texts)
-        kwargs["eval_dataset"] = examples.validation()
-        super().__init__(*args, train_dataset=examples.as_dataset(), **kwargs)
+        if refresh.refresh_steps == 0:
+            model.item_tower.requires_grad_(False)
+            model.user_tower.requires_grad_(False)
+        peft_config = None
+        if backbone.use_peft:
+            peft_config = adapter.lora_config(model, backbone)
+            if not args.resume_from_checkpoint and args.process_index == 0:
+                adapter.save_base(model, Path(args.output_dir))
+        args.remove_unused_columns = False
+        args.prediction_loss_only = True
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        aligned = model.config.infonce_weight or model.config.cosine_weight
+        texts = EntityTexts(examples) if aligned else None
+        pad_token_id = model.tokenizer.pad_token_id
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=model.tokenizer,
+            data_collator=lambda rows: collate(rows, pad_token_id, texts),
+            train_dataset=examples.as_dataset(),
+            eval_dataset=examples.validation(),
+            peft_config=peft_config,
+        )
         self.add_callback(SealCheckpoint(self))
-        if options.refresh_steps:
-            self.add_callback(RefreshSIDs(self, options.refresh_steps, options.freeze_at))
+        if refresh.refresh_steps:
+            self.add_callback(RefreshSIDs(self, refresh.refresh_steps, refresh.freeze_at))
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         batch_size = self._train_batch_size * self.accelerator.num_processes
@@ -166,14 +195,14 @@ class TTDSTrainer(SFTTrainer):
             if moved:
                 group["params"] = [p for p in group["params"] if id(p) not in towers]
                 settings = {k: v for k, v in group.items() if k != "params"}
-                settings["lr"] = self.options.tower_learning_rate
+                settings["lr"] = self.refresh.tower_learning_rate
                 optimizer.add_param_group(settings | {"params": moved, "towers": True})
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """Let the towers' learning rate fall to zero at the freeze."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        freeze = freeze_step(self.options.freeze_at, num_training_steps)
+        freeze = freeze_step(self.refresh.freeze_at, num_training_steps)
 
         def cooled(rate: Callable[[int], float]) -> Callable[[int], float]:
             return lambda step: rate(step) * max(0.0, 1 - step / freeze)
@@ -190,11 +219,9 @@ class TTDSTrainer(SFTTrainer):
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if metric_key_prefix != "eval":
             return metrics
-        options = self.options
-        lists = recommend_to(
-            self.ttds, self.split, "validation", options.num_beams, options.eval_users
-        )
-        users = self.split.users("validation")[: options.eval_users]
+        num_beams, num_users = self.evaluation.num_beams, self.evaluation.eval_users
+        lists = recommend_to(self.ttds, self.split, "validation", num_beams, num_users)
+        users = self.split.users("validation")[:num_users]
         ranking = rank_metrics(lists, self.split.validation_targets[users])
         chosen = {f"{metric_key_prefix}_{name}": ranking[name] for name in ("HR@10", "NDCG@10")}
         self.log(chosen)
@@ -207,6 +234,22 @@ class TTDSTrainer(SFTTrainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write none at checkpoints: the recipe writes the card when there are figures for it."""
+
+    def tune(self) -> dict[str, object]:
+        """Tune from the start or from where a run stopped; return `report`."""
+        resume = self.args.resume_from_checkpoint
+        if resume in ("true", "True"):
+            resume = last_whole_checkpoint(self.args.output_dir)
+        self.train(resume_from_checkpoint=resume)
+        return self.report()
+
+    def tuned(self) -> TTDSForCausalLM:
+        """Return the tuned model; write its adapter, if it has one, and merge it."""
+        model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, PeftModel):
+            model = adapter.save_adapter(model, Path(self.args.output_dir))
+        model.share_sid_table()
+        return model
 
     def report(self) -> dict[str, object]:
         """Return what tuning took and how index and validation moved since this process began."""

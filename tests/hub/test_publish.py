@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from recipes.hub.card import card, data_facts, shown_name
 from recipes.hub.files import PublishError, model_files
 from recipes.hub.publishing import take_over_push
 from recipes.ranking import reranker
-from tests.conftest import ROOT
+from tests.conftest import ROOT, altered
 from tests.hub_server import READ_ONLY, TOKEN, HubServer
 
 LITTER = {
@@ -60,7 +59,7 @@ def folder(built, split, shop, options, tmp_path_factory):
         "data_sha256": shop.data.sha256,
         "backbone": None,
         "seed": 0,
-        "options": vars(options) | {"cache_dir": str(folder / "cache"), "min_pair_users": 2},
+        "options": options.flat() | {"cache_dir": str(folder / "cache"), "min_pair_users": 2},
         "towers": {},
         "hardware": report.hardware(),
         "seconds": 12.3,
@@ -570,22 +569,26 @@ def test_token_in_hand_opens_a_private_repository(folder, server, publish, envir
 
 def test_run_that_could_not_publish_does_not_start(tmp_path):
     wishes = {"output_dir": str(tmp_path), "use_cpu": True, "push_to_hub": True}
-    generated, named = TTDSArguments(), TTDSArguments(dataset_name="mine")
+    generated, named = TTDSArguments(), altered(TTDSArguments(), dataset_name="mine")
+
+    def take_over(options, **wishes):
+        training = TTDSTrainingArguments(**wishes)
+        return take_over_push(training, options.data, options.reranker, options.output)
+
     with pytest.raises(PublishError, match="pass --hub_model_id"):
-        take_over_push(TTDSTrainingArguments(**wishes), generated)
+        take_over(generated, **wishes)
     wishes |= {"hub_model_id": "org/run", "hub_token": TOKEN}
     with pytest.raises(PublishError, match="Train with --min_pair_users 5"):
-        take_over_push(TTDSTrainingArguments(**wishes), named)
+        take_over(named, **wishes)
     for options in (
         generated,
-        replace(named, min_pair_users=2),
-        replace(named, rerank=False),
-        replace(named, allow_rare_pairs=True),
+        altered(named, min_pair_users=2),
+        altered(named, reranker=False),
+        altered(named, allow_rare_pairs=True),
     ):
         with pytest.raises(PublishError, match="unset it"):  # tests run offline
-            take_over_push(TTDSTrainingArguments(**wishes), options)
-    silent = TTDSTrainingArguments(**wishes | {"push_to_hub": False})
-    assert take_over_push(silent, named) is None
+            take_over(options, **wishes)
+    assert take_over(named, **wishes | {"push_to_hub": False}) is None
 
 
 RUN = """

@@ -16,9 +16,9 @@ from modeling_ttds.text_ttds import TTDSTokenTable, encode_by_encoder, encode_wi
 from recipes.data.tables import read_data
 from recipes.index import embeddings
 from recipes.index.vocabulary import train_vocabulary
-from recipes.tuning.build import build_decoder, build_model, build_tokenizer
+from recipes.tuning import build
 from recipes.tuning.examples import UserStates
-from tests.conftest import SHARED, small_options
+from tests.conftest import SHARED, build_model, build_tokenizer, small_options
 
 CPU = torch.device("cpu")
 
@@ -130,9 +130,9 @@ def test_embeddings_of_a_catalogue_are_cached(split, tokenizer, tmp_path, monkey
 
     def build(**changes):
         options = small_options(tmp_path, tower_epochs=1, **changes)
-        states = UserStates(split, options.max_history)
+        states = UserStates(split, options.examples.max_history)
         calls.clear()
-        return build_model(split, states, tokenizer, options, None, seed=0)[0].state_dict()
+        return build_model(split, states, tokenizer, options, None, seed=0).state_dict()
 
     first = build()
     assert sorted(calls) == ["collaborative_embeddings", "fit_token_table"]
@@ -149,10 +149,9 @@ def test_embeddings_of_a_catalogue_are_cached(split, tokenizer, tmp_path, monkey
 
 def test_backbone_embeddings_follow_its_weights(split, tokenizer, tmp_path):
     options = small_options(tmp_path, text_encoder="backbone", tower_epochs=1)
-    states = UserStates(split, options.max_history)
+    states = UserStates(split, options.examples.max_history)
     first, again, other = (
-        build_model(split, states, tokenizer, options, None, seed)[0].item_text
-        for seed in (0, 0, 1)
+        build_model(split, states, tokenizer, options, None, seed).item_text for seed in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.allclose(first, other)
 
@@ -167,10 +166,10 @@ def test_precomputed_embeddings_need_the_name_of_their_encoder(split, tokenizer,
 def test_backbone_is_an_encoder_too(split, tmp_path):
     options = small_options(tmp_path, text_encoder="backbone")
     tokenizer = build_tokenizer(split, options, None)
-    model = build_decoder(split, tokenizer, options, None, None)
-    model.tokenizer = tokenizer
+    shapes = options.index, options.language_model, options.examples
+    model = build.build_model(split, tokenizer, *shapes, None, None, seed=0)
     found = model.embed_texts(["a kettle", ""])
-    assert found.shape == (2, options.hidden_size) and not found[1].any()
+    assert found.shape == (2, options.language_model.hidden_size) and not found[1].any()
     ids = torch.tensor([tokenizer.encode_text("a kettle")])
     alone = model.eval().model(inputs_embeds=model.embed(ids)).last_hidden_state.mean(1)[0]
     torch.testing.assert_close(found[0], (alone / alone.norm()).detach())

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -20,9 +19,8 @@ from transformers import (
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.data.tables import write_data
 from recipes.index.vocabulary import train_vocabulary
-from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import Examples, collate
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, altered, build_model, build_tokenizer
 
 SHAPES = {
     "qwen2-tied": (Qwen2Config, {"tie_word_embeddings": True}),
@@ -56,9 +54,9 @@ def test_a_backbone_keeps_its_weights_and_recommends(
     backbones, name, split, states, options, tmp_path
 ):
     path = str(backbones / name)
-    settings = replace(options, tasks={"query": 1.0})
+    settings = altered(options, tasks={"query": 1.0})
     tokenizer = build_tokenizer(split, settings, path)
-    model, _ = build_model(split, states, tokenizer, settings, path, seed=0)
+    model = build_model(split, states, tokenizer, settings, path, seed=0)
     pretrained = AutoModelForCausalLM.from_pretrained(path)
     ids = torch.tensor([tokenizer.encode_text("A walnut kettle")])
     assert len(ids[0]) > 2
@@ -68,7 +66,7 @@ def test_a_backbone_keeps_its_weights_and_recommends(
     tied = model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     assert tied == pretrained.config.tie_word_embeddings
 
-    examples = Examples(split, states, tokenizer, settings, 0)
+    examples = Examples(split, states, tokenizer, settings.examples, 0)
     batch = collate([examples[n] for n in range(8)], tokenizer.pad_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []

@@ -1,7 +1,6 @@
 """TTDSForCausalLM: binding, tied embeddings, losses, gradients, a changing catalogue."""
 
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from modeling_ttds.configuration_ttds import TTDSConfig, placeholder_ids
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from recipes.tuning.build import build_model, build_tokenizer
+from tests.conftest import altered, build_model, build_tokenizer
 
 LEVELS = 3
 
@@ -282,9 +281,9 @@ def test_interactions_of_a_new_item_join_its_text(model):
 
 
 def test_ten_thousand_items_join_in_seconds(split, states, tokenizer, options):
-    settings = replace(options, num_codes=32)
+    settings = altered(options, num_codes=32)
     tokenizer = build_tokenizer(split, settings, None)
-    model, _ = build_model(split, states, tokenizer, settings, None, seed=0)
+    model = build_model(split, states, tokenizer, settings, None, seed=0)
     words = [entry["title"] for entry in model.catalogue]
     codes = model.item_sids.clone()
     items = [

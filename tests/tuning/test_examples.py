@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from modeling_ttds.configuration_ttds import PLACEHOLDER_START
-from recipes.config import TTDSArguments
+from recipes.config import ExampleOptions
 from recipes.tuning import tasks
 from recipes.tuning.examples import EpochSampler, Examples, UserStates, collate
 
@@ -26,7 +26,7 @@ TASKS = {task: 0.5 for task in tasks.USER_TASKS | tasks.ITEM_TASKS}
 
 
 def sequences(split, states, tokenizer, seed=0, **options):
-    return Examples(split, states, tokenizer, TTDSArguments(**({"tasks": {}} | options)), seed)
+    return Examples(split, states, tokenizer, ExampleOptions(**({"tasks": {}} | options)), seed)
 
 
 def test_sequence_form_continues_the_state_it_names(split, states, tokenizer):

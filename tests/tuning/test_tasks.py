@@ -11,10 +11,10 @@ from modeling_ttds.configuration_ttds import PLACEHOLDER_START
 from recipes.data.split import split_data
 from recipes.data.toyshop import generate
 from recipes.tuning import tasks, wordings
-from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, UserStates, collate
 from recipes.tuning.tasks import Past
 from recipes.tuning.wordings import Wording
+from tests.conftest import altered, build_model, build_tokenizer
 
 EVERY = tasks.USER_TASKS | tasks.ITEM_TASKS
 
@@ -91,7 +91,7 @@ def test_next_user_shows_earlier_buyers_only(split, states):
 
 def test_truncation_keeps_the_newest_and_the_target(split, states, tokenizer, options):
     levels = tokenizer.num_levels
-    examples = Examples(split, states, tokenizer, options, 0)
+    examples = Examples(split, states, tokenizer, options.examples, 0)
     wording = Wording(
         wordings.NEXT_ITEM[0], "<item>", items=([5, 6, 7],), users=([2],), targets=(9,)
     )
@@ -106,12 +106,13 @@ def test_truncation_keeps_the_newest_and_the_target(split, states, tokenizer, op
     with pytest.raises(ValueError, match="`max_length` is 3"):
         examples.encode(wording)
     with pytest.raises(ValueError, match="`max_length` is 20, but `max_history` 6 takes"):
-        Examples(split, states, tokenizer, options, 0, max_length=20)
+        Examples(split, states, tokenizer, options.examples, 0, max_length=20)
 
 
 def test_unknown_tasks_are_refused(split, states, tokenizer, options):
     with pytest.raises(ValueError, match="`tasks` names 'next_itm'"):
-        Examples(split, states, tokenizer, replace(options, tasks={"next_itm": 1.0}), 0)
+        unknown = replace(options.examples, tasks={"next_itm": 1.0})
+        Examples(split, states, tokenizer, unknown, 0)
 
 
 def test_a_hostile_title_stays_text_in_every_prompt(shop, options):
@@ -122,9 +123,9 @@ def test_a_hostile_title_stays_text_in_every_prompt(shop, options):
     data = replace(shop.data, catalogue=replace(shop.data.catalogue, fields=fields))
     split = split_data(data)
     tokenizer = build_tokenizer(split, options, None)
-    states = UserStates(split, options.max_history)
-    settings = replace(options, tasks={task: 0.2 for task in EVERY})
-    examples = Examples(split, states, tokenizer, settings, 0)
+    states = UserStates(split, options.examples.max_history)
+    settings = altered(options, tasks={task: 0.2 for task in EVERY})
+    examples = Examples(split, states, tokenizer, settings.examples, 0)
     added = set(tokenizer.added_tokens_encoder.values()) - {tokenizer.eos_token_id}
     for index in range(len(examples)):
         ids = examples[index]["input_ids"]
@@ -133,8 +134,8 @@ def test_a_hostile_title_stays_text_in_every_prompt(shop, options):
 
 
 def test_weights_say_how_many_rows_a_task_has(split, states, tokenizer, options):
-    settings = replace(options, tasks={"next_user": 0.5, "query": 2.0})
-    examples = Examples(split, states, tokenizer, settings, 0)
+    settings = altered(options, tasks={"next_user": 0.5, "query": 2.0})
+    examples = Examples(split, states, tokenizer, settings.examples, 0)
     users = sum(len(history) > 0 for history in split.training)
     assert len(examples) == users + round(0.5 * users) + 2 * users
     assert sorted(EpochSampler(examples, 8, 0)) == list(range(len(examples)))
@@ -142,7 +143,7 @@ def test_weights_say_how_many_rows_a_task_has(split, states, tokenizer, options)
 
 
 def test_texts_for_alignment_belong_to_the_batch(split, states, tokenizer, options):
-    examples = Examples(split, states, tokenizer, options, 0)
+    examples = Examples(split, states, tokenizer, options.examples, 0)
     rows = [examples[n] for n in range(4)]
     batch = collate(rows, tokenizer.pad_token_id, EntityTexts(examples))
     named = set(batch["input_ids"].flatten().tolist())
@@ -152,7 +153,7 @@ def test_texts_for_alignment_belong_to_the_batch(split, states, tokenizer, optio
     assert first % 2 == 0
     expected = tokenizer.encode_text(split.data.catalogue.text(first // 2))
     text = batch["entity_text_ids"][0]
-    assert text[text >= 0].tolist() == expected[: options.max_text_tokens]
+    assert text[text >= 0].tolist() == expected[: options.examples.max_text_tokens]
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +163,13 @@ def tuned(tmp_path_factory, options):
     split = split_data(shop.data)
     weights = {"query": 1.5, "search": 1.0, "next_user": 1.0, "profile_of_history": 0.5,
                "bought_together": 1.0}  # fmt: skip
-    settings = replace(
+    settings = altered(
         options, tasks=weights, hidden_size=64, num_layers=2, tower_epochs=40, num_codes=16
     )
     tokenizer = build_tokenizer(split, settings, None)
-    states = UserStates(split, settings.max_history)
-    model, _ = build_model(split, states, tokenizer, settings, None, seed=0)
-    examples = Examples(split, states, tokenizer, settings, 0)
+    states = UserStates(split, settings.examples.max_history)
+    model = build_model(split, states, tokenizer, settings, None, seed=0)
+    examples = Examples(split, states, tokenizer, settings.examples, 0)
     sampler = EpochSampler(examples, 32, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     model.train()
