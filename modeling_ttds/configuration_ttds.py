@@ -100,6 +100,9 @@ class TTDSConfig(PreTrainedConfig):
         user_placeholder_id: Id of the `<user>` token.
         max_history: How many of the newest items of a history a prompt keeps.
         recency_decay: Weight of an item in a user's embeddings per step into the past.
+        item_vector_dim: Width of the item vectors that prompts and node logits use, a fixed
+            projection of text and collaborative embeddings; 0 takes both whole.
+        item_vector_dropout: Dropout of the item vectors in a prompt.
         text_encoder: What turns text into text embeddings: `"tokens"` (a table over the
             tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
         tower_weight: Weight of the tower losses while the language model is tuned; 0 leaves the
@@ -132,6 +135,8 @@ class TTDSConfig(PreTrainedConfig):
     user_placeholder_id: int = 0
     max_history: int = 20
     recency_decay: float = 0.8
+    item_vector_dim: int = 0
+    item_vector_dropout: float = 0.2
     text_encoder: str = "tokens"
     tower_weight: float = 0.0
     tower_grad_scale: float = 0.0
@@ -176,6 +181,12 @@ class TTDSConfig(PreTrainedConfig):
             raise ValueError(
                 f"`soft_target_weight` is {self.soft_target_weight}; it must be in [0, 1)."
             )
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of an item vector."""
+        tower = self.item_tower
+        return self.item_vector_dim or tower.text_dim + tower.collaborative_dim
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """Return the backbone's configuration, which describes the vocabulary and the decoder."""

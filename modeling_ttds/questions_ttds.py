@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from .generation_ttds import TTDSCandidates, TTDSTrie, beam_search, score_items
+from .generation_ttds import beam_search, score_items
 from .recommendation_ttds import TTDSRecommendation, best_pairs, pad_prompts, pad_rows
 from .towers_ttds import evaluating
+from .trie_ttds import TTDSCandidates, TTDSTrie
 
 ALIKE = 0.5  # cosine above which two texts are called alike
 NUM_BUYERS = 10
@@ -191,17 +192,11 @@ class TTDSQuestionsMixin:
         past, rows = self.history_rows([history, items], "error")
         if not rows:
             return []
-        sids = self.item_sids[rows]
-        num_levels = sids.shape[1]
-        prompt = self.history_prompts([past], [past])[0].expand(len(rows), -1)
-        embeddings = self.embed(torch.cat([prompt, self.sid_tokens(sids)[:, :-1]], 1))
+        wanted = torch.tensor([rows], device=self.device)
         with evaluating(self):
-            hidden = self.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        steps = [
-            self.level_logits(hidden[:, level - num_levels], "item", level).float().softmax(-1)
-            for level in range(num_levels)
-        ]
-        steps = torch.stack(steps, 1).gather(2, sids[..., None])[..., 0]  # (num_items, num_levels)
+            prompts = self.history_prompts([past], [past])
+            reached = score_items(self, *prompts, self.trie, wanted)[0]  # (num_items, num_levels)
+        steps = reached.diff(dim=1, prepend=torch.zeros_like(reached[:, :1])).exp()
         resembles = self.item_text[past] @ self.item_text[rows].T - ALIKE  # (history, num_items)
         follows = torch.zeros_like(resembles)
         if past and self.config.has_reranker:

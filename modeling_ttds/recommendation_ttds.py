@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .generation_ttds import TTDSCandidates, TTDSTrie, beam_search, score_items
+from .configuration_ttds import placeholder_ids
+from .generation_ttds import beam_search, score_items
 from .reranker_ttds import TTDSRecall
 from .towers_ttds import evaluating
+from .trie_ttds import TTDSCandidates
 
 NUM_CANDIDATES = 200
 
@@ -30,15 +32,6 @@ class TTDSRecommendation:
 
 class TTDSRecommendationMixin:
     """What `TTDSForCausalLM` can be asked: top-K lists for histories."""
-
-    @property
-    def trie(self) -> TTDSTrie:
-        """The trie of today's item semantic IDs."""
-        sids = self.item_sids
-        key = (sids.data_ptr(), sids._version, sids.shape, sids.device)
-        if getattr(self, "_trie_key", None) != key:
-            self._trie, self._trie_key = TTDSTrie.build(sids), key
-        return self._trie
 
     def recommend(
         self,
@@ -272,7 +265,9 @@ class TTDSRecommendationMixin:
     def history_prompts(
         self, histories: Sequence[Sequence[int]], user_histories: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Return bound next-item prompts and their mask, both (batch, length), padded right.
+        """Return next-item prompts and their mask, both (batch, length), padded right.
+
+        Users are SID tokens, items placeholders.
 
         Args:
             histories: Item rows per user, newest last; the newest `max_history` are shown.
@@ -281,10 +276,14 @@ class TTDSRecommendationMixin:
         config = self.config
         user_sids = self.sids_of_users(pad_rows(user_histories, config.max_history, self.device))
         user_tokens = self.sid_tokens(user_sids, "user").tolist()
-        item_tokens = self.sid_tokens(self.item_sids).cpu()
+        levels = config.item_tower.num_levels
         prompts = []
         for history, user in zip(histories, user_tokens, strict=True):
-            newest = item_tokens[list(history[-config.max_history :])].flatten().tolist()
+            newest = [
+                token
+                for row in history[-config.max_history :]
+                for token in placeholder_ids("item", int(row), levels)
+            ]
             prompt = []
             for token in config.prompt_ids:
                 if token == config.user_placeholder_id:

@@ -1,0 +1,326 @@
+"""Entities in a sequence of ids: bound to SID tokens, embedded, and followed down the trie."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from .configuration_ttds import KINDS, PLACEHOLDER_START
+from .nodes_ttds import TTDSNodeTable, history_profiles
+from .towers_ttds import profile
+from .trie_ttds import TTDSTrie
+
+CHUNK = 65536  # items projected at once
+
+
+@dataclass(frozen=True)
+class TTDSContext:
+    """What a sequence of ids says at each of its positions, beside its tokens.
+
+    Args:
+        items: Row of the item whose SID ends here, -1 elsewhere, (batch, length).
+        depth: How many codes of an unfinished item precede the next token, (batch, length).
+        nodes: The node of that depth they lead to, (batch, length).
+        slots: Which of the row's profiles is that of the history so far, (batch, length).
+        profiles: Profiles after each item of a row, (batch, num_slots, num_profiles, vector_dim).
+    """
+
+    items: Tensor
+    depth: Tensor
+    nodes: Tensor
+    slots: Tensor
+    profiles: Tensor
+
+    def at(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return depth, node and profiles of positions, (n,), (n,), (n, num_profiles, dim).
+
+        Args:
+            rows: Their batch rows, (n,).
+            columns: Their places in the rows, (n,).
+        """
+        slots = self.slots[rows, columns]
+        return self.depth[rows, columns], self.nodes[rows, columns], self.profiles[rows, slots]
+
+
+class TTDSEntitiesMixin:
+    """What `TTDSForCausalLM` knows of the entities that ids name."""
+
+    # Entities and their semantic IDs
+
+    def bind(self, ids: Tensor, user_sids: Tensor | None = None) -> Tensor:
+        """Replace placeholder ids by today's SID tokens; other ids stay as they are.
+
+        Args:
+            ids: Token ids, placeholder ids or -100, of any shape.
+            user_sids: Codes of the users that the ids name, (num_users, num_levels); by default
+                those of the attached users.
+
+        Raises:
+            ValueError: A user is named, but no user states are attached.
+        """
+        if ids.numel() == 0 or ids.max() < PLACEHOLDER_START:
+            return ids
+        kind, row, level, mask = self._placeholders(ids)
+        codes = self.item_sids[torch.where(kind == 0, row, 0), level]
+        is_user = mask & (kind == 1)
+        if is_user.any():
+            if user_sids is None:
+                user_sids = getattr(self, "user_sids", None)
+            if user_sids is None:
+                raise ValueError(
+                    "The prompt names a user by row, but no user states are attached; "
+                    "call `attach_users` first or write the user's SID tokens."
+                )
+            codes = torch.where(is_user, user_sids[torch.where(is_user, row, 0), level], codes)
+        tower = self.config.item_tower
+        block = (kind * tower.num_levels + level) * tower.num_codes
+        return torch.where(mask, self.config.sid_token_start + block + codes, ids)
+
+    def sid_tokens(self, sids: Tensor, kind: str = "item") -> Tensor:
+        """Return the SID token ids of entities, shaped as `sids`.
+
+        Args:
+            sids: Their semantic IDs, (..., num_levels).
+            kind: `"item"` or `"user"`.
+        """
+        tower = self.config.item_tower
+        levels = torch.arange(tower.num_levels, device=sids.device)
+        levels = levels + KINDS.index(kind) * tower.num_levels
+        return self.config.sid_token_start + levels * tower.num_codes + sids
+
+    def _placeholders(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        offset = ids - PLACEHOLDER_START
+        mask = offset >= 0
+        offset = offset.clamp_min(0)
+        num_levels = self.config.item_tower.num_levels
+        entity = offset // num_levels
+        return entity % len(KINDS), entity // len(KINDS), offset % num_levels, mask
+
+    def user_embeddings(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the text and the collaborative embedding of users, seen through their histories.
+
+        Both are means over the history's items, weighted by `recency_decay` per step back.
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (batch, max_history).
+        """
+        decay = self.config.recency_decay
+        tables = self.item_text, self.item_collaborative
+        return tuple(profile(table, histories, decay) for table in tables)
+
+    def sids_of_users(self, histories: Tensor) -> Tensor:
+        """Return the semantic IDs of users as of the end of their histories, (batch, num_levels).
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (batch, max_history).
+        """
+        return self.user_tower.semantic_ids(*self.user_embeddings(histories))
+
+    def attach_users(self, histories: Tensor) -> None:
+        """Give user rows a meaning while tuning: row r is the user with the r-th history.
+
+        The table is not saved with the model: histories are private.
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (num_users, max_history).
+        """
+        self.register_buffer("user_histories", histories.to(self.device), persistent=False)
+        sids = torch.zeros(
+            len(histories), self.config.user_tower.num_levels, dtype=torch.long, device=self.device
+        )
+        self.register_buffer("user_sids", sids, persistent=False)
+
+    # The trie and what lies below its nodes
+
+    @property
+    def trie(self) -> TTDSTrie:
+        """The trie of today's item semantic IDs."""
+        sids = self.item_sids
+        key = (sids.data_ptr(), sids._version, sids.shape, sids.device)
+        if getattr(self, "_trie_key", None) != key:
+            self._trie, self._trie_key = TTDSTrie.build(sids), key
+        return self._trie
+
+    @property
+    def node_table(self) -> TTDSNodeTable:
+        """Centroids of the trie's nodes, made anew when trie or embeddings have changed."""
+        parts = (self.item_text, self.item_collaborative, self.vector_projection)
+        key = (id(self.trie), *((part.data_ptr(), part._version) for part in parts))
+        if getattr(self, "_node_key", None) != key:
+            rows = torch.arange(len(self.item_sids), device=self.item_sids.device)
+            # Half precision: a table of centroids of a million items should not fill the memory.
+            vectors = [self.item_vectors(part).half() for part in rows.split(CHUNK)]
+            vectors = torch.cat(vectors) if vectors else self.item_text.half()
+            self._node_table, self._node_key = TTDSNodeTable.build(self.trie, vectors), key
+        return self._node_table
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """Return the vectors of items, (..., vector_dim).
+
+        Args:
+            items: Item rows, (...).
+        """
+        embeddings = [self.item_text[items], self.item_collaborative[items]]
+        return self._project(torch.cat(embeddings, -1).float())
+
+    def _project(self, embeddings: Tensor) -> Tensor:
+        projection = self.vector_projection
+        return embeddings @ projection.float() if projection.numel() else embeddings
+
+    def context(self, ids: Tensor, position_ids: Tensor | None = None) -> TTDSContext:
+        """Follow the items that ids name, placeholders or SID tokens, down the trie.
+
+        Args:
+            ids: Token or placeholder ids, (batch, length).
+            position_ids: Where they start anew from 0, another history begins: a packed row.
+        """
+        tower, trie = self.config.item_tower, self.trie
+        offset = self.bind(ids) - self.config.sid_token_start
+        is_item = (offset >= 0) & (offset < tower.num_levels * tower.num_codes)
+        level = torch.where(is_item, offset // tower.num_codes, -1)
+        code = offset % tower.num_codes
+        depth, nodes = torch.zeros_like(ids), torch.zeros_like(ids)
+        for before in range(tower.num_levels):
+            parents = F.pad(nodes, (1, -1))
+            here = (level == before) & ((F.pad(depth, (1, -1)) == before) | (before == 0))
+            child = trie.child(parents if before else torch.zeros_like(parents), code, before)
+            here = here & (child >= 0)
+            nodes = torch.where(here, child, nodes)
+            depth = torch.where(here, before + 1, depth)
+        whole = depth == tower.num_levels
+        items = torch.full_like(ids, -1)
+        if len(trie.order):
+            items = torch.where(whole, trie.order[trie.first_item[-1][nodes * whole]], items)
+        # While the table moves, items may share a semantic ID: a placeholder says which it is.
+        kind, row, last, mask = self._placeholders(ids)
+        named = mask & (kind == 0) & (last == tower.num_levels - 1)
+        items = torch.where(named, row, items)
+        depth, nodes = depth * ~whole, nodes * ~whole
+        return TTDSContext(items, depth, nodes, *self._histories(items, position_ids))
+
+    def _histories(self, items: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        done = items >= 0
+        count = done.cumsum(1)
+        segments = torch.zeros_like(items)
+        if position_ids is not None:
+            segments = (position_ids == 0).expand_as(items).cumsum(1)
+        shape = (len(items), int(count.max()) if count.numel() else 0)
+        rows, columns = done.nonzero(as_tuple=True)
+        place = (rows, count[rows, columns] - 1)
+        history = items.new_full(shape, -1).index_put(place, items[rows, columns])
+        whose = items.new_full(shape, -1).index_put(place, segments[rows, columns])
+        tables = (self.item_text, self.item_collaborative)
+        profiles = self._project(history_profiles(tables, history, whose))
+        # Behind the start of another history and before its first item there is none.
+        newest = F.pad(whose, (1, 0), value=-1).gather(1, count)
+        return torch.where(newest == segments, count, 0), profiles
+
+    # Embeddings and logits
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        """Return values of the towers, their gradient multiplied by `tower_grad_scale`."""
+        factor = self.config.tower_grad_scale
+        return values.detach() if not factor else factor * values + (1 - factor) * values.detach()
+
+    def sid_token_vectors(self) -> Tensor:
+        """Return the projected codebook vector of every SID token, (num_code_tokens, hidden)."""
+        codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
+        codebooks = self._scaled(codebooks)
+        projections = self.codebook_projections.weight.to(codebooks.dtype)
+        return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
+
+    def embed(self, ids: Tensor, items: Tensor | None = None) -> Tensor:
+        """Return the input embeddings of bound token ids, (*ids.shape, hidden).
+
+        The last SID token of an item also carries a projection of the item's vector, which says
+        what quantisation left out.
+
+        Args:
+            ids: Token ids.
+            items: Row of the item whose SID ends at a token, -1 elsewhere, shaped as `ids`.
+        """
+        embeddings = self.model.get_input_embeddings()(ids)
+        code = ids - self.config.sid_token_start
+        vectors = self.sid_token_vectors()
+        is_code = (code >= 0) & (code < len(vectors))
+        added = F.embedding(torch.where(is_code, code, 0), vectors) * is_code[..., None]
+        embeddings = embeddings + added.to(embeddings.dtype)
+        if items is None:
+            return embeddings
+        place = (items >= 0).nonzero(as_tuple=True)
+        vectors = self.item_reader(self.item_vectors(items[place]))
+        return embeddings.index_put(place, vectors.to(embeddings.dtype), accumulate=True)
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the whole vocabulary, (..., vocab_size)."""
+        logits = self.lm_head(hidden)
+        level_logits = F.linear(hidden, self.sid_token_vectors().to(hidden.dtype))
+        start = self.config.sid_token_start
+        end = start + level_logits.shape[-1]
+        return logits + F.pad(level_logits, (start, logits.shape[-1] - end))
+
+    def level_logits(self, hidden: Tensor, kind: str, level: int) -> Tensor:
+        """Return the logits of one level's SID tokens, (..., num_codes)."""
+        k, tower = KINDS.index(kind), self.config.item_tower
+        codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
+        first = self.config.sid_token_start + (k * tower.num_levels + level) * tower.num_codes
+        projections = self.codebook_projections.weight[k, level].to(codebook.dtype)
+        projected = (codebook @ projections).to(hidden.dtype)
+        if type(self.lm_head) is not nn.Linear:  # an adapter holds some of the rows
+            logits = self.lm_head(hidden)[..., first : first + tower.num_codes]
+            return logits + F.linear(hidden, projected)
+        return F.linear(hidden, self.lm_head.weight[first : first + tower.num_codes] + projected)
+
+    def node_logits(
+        self, states: Tensor, profiles: Tensor, nodes: Tensor, level: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits of nodes' children, padded with -inf, and the children.
+
+        A child's logit is that of its SID token plus what the items below it say.
+
+        Args:
+            states: States of the language model, (..., hidden).
+            profiles: Profiles of the histories, (..., num_profiles, vector_dim).
+            nodes: The nodes, (...); at level 0 the root.
+            level: Their depth, and so the level of the next code.
+
+        Returns:
+            Logits, (..., num_children), and nodes, (..., num_children).
+        """
+        children, real = self.trie.children(nodes, level)
+        codes = self.trie.codes[level + 1][children]
+        logits = self.level_logits(states, "item", level).float().gather(-1, codes)
+        logits = logits + self._below(states, profiles, children, level)
+        return logits.masked_fill(~real, -torch.inf), children
+
+    def _below(self, states: Tensor, profiles: Tensor, children: Tensor, level: int) -> Tensor:
+        query = self.node_head.query(states, profiles, level)
+        if level == 0 and children.numel():  # all have the root's children
+            children = children.flatten(0, -2)[0]
+        return self.node_head(query, children, level + 1, self.node_table)
+
+    def with_nodes(
+        self, logits: Tensor, states: Tensor, context: TTDSContext, places: Tensor
+    ) -> Tensor:
+        """Add to the logits of SID tokens what the items below the nodes they lead to say.
+
+        Args:
+            logits: Logits of the whole vocabulary, (batch, kept, vocab_size).
+            states: The states they come from, (batch, kept, hidden).
+            context: Of the whole sequence.
+            places: Which of its positions are kept, (kept,).
+        """
+        tower = self.config.item_tower
+        for level in range(tower.num_levels):
+            rows, columns = (context.depth[:, places] == level).nonzero(as_tuple=True)
+            if not len(rows) or not len(self.item_sids):
+                continue
+            _, nodes, profiles = context.at(rows, places[columns])
+            children, real = self.trie.children(nodes, level)
+            added = self._below(states[rows, columns], profiles, children, level) * real
+            first = self.config.sid_token_start + level * tower.num_codes
+            tokens = first + self.trie.codes[level + 1][children]
+            index = (rows[:, None], columns[:, None], tokens)
+            logits = logits.index_put(index, added.to(logits.dtype), accumulate=True)
+        return logits

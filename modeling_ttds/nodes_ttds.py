@@ -1,0 +1,148 @@
+"""Node logits: what state, history and the items below it say of each child of a node."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import initialization as init
+
+from .configuration_ttds import TTDSConfig
+from .trie_ttds import TTDSTrie
+
+# Weight of a history's item per step into the past, of each profile; 0 leaves its newest alone.
+PROFILE_DECAYS = (0.9, 0.6, 0.0)
+PROFILE_SCALE = 5.0  # weight of the plain cosine similarity that the profiles start from
+
+
+@dataclass(frozen=True)
+class TTDSNodeTable:
+    """What lies below the nodes of every depth of a trie.
+
+    Args:
+        centroids: Per depth, the mean vector of the items below a node, (num_nodes, dim); the root
+            has none.
+        variances: Per depth, their variance, (num_nodes, dim); the root and the leaves have none.
+        log_counts: Per depth, the log of their number, (num_nodes,).
+    """
+
+    centroids: list[Tensor | None]
+    variances: list[Tensor | None]
+    log_counts: list[Tensor]
+
+    @classmethod
+    def build(cls, trie: TTDSTrie, vectors: Tensor) -> "TTDSNodeTable":
+        """Build the table of a trie.
+
+        Args:
+            trie: The trie.
+            vectors: Item vectors, (num_items, dim); the table keeps their type.
+        """
+        ordered = vectors[trie.order].float()
+        centroids, variances, log_counts = [], [], []
+        for depth, first in enumerate(trie.first_item):
+            counts = first.diff()
+            log_counts.append(counts.log().to(torch.float32))
+            if depth == 0:
+                centroids.append(None)
+                variances.append(None)
+                continue
+            nodes = torch.repeat_interleave(counts)
+            sums = ordered.new_zeros(len(counts), ordered.shape[1])
+            mean = sums.index_add(0, nodes, ordered) / counts[:, None]
+            centroids.append(mean.to(vectors.dtype))
+            if depth == trie.num_levels:
+                variances.append(None)
+                continue
+            squares = sums.index_add(0, nodes, ordered.square()) / counts[:, None]
+            variances.append((squares - mean.square()).clamp_min(0).to(vectors.dtype))
+        return cls(centroids, variances, log_counts)
+
+
+class TTDSNodeHead(nn.Module):
+    """Scores the children of a node by a query against the items below them.
+
+    At every level the query q joins the language model's state with the history's profiles, which
+    are unit means of the embeddings of its items. A child with n items of mean m and variance v
+    below it gets log n + q m + q^2 v / 2: the log of the summed exp(q x) over its items x, up to
+    the second order. Starting from the identity, the profiles' part is a bilinear similarity.
+
+    Args:
+        config: Gives levels and widths.
+    """
+
+    def __init__(self, config: TTDSConfig):
+        super().__init__()
+        levels, dim = config.item_tower.num_levels, config.vector_dim
+        hidden = config.backbone_config.hidden_size
+        self.state = nn.Parameter(torch.empty(levels, hidden, dim))
+        self.profile = nn.Parameter(torch.empty(levels, len(PROFILE_DECAYS) * dim, dim))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start from plain similarity: nothing of the state, profiles by their cosine."""
+        init.zeros_(self.state)
+        init.zeros_(self.profile)
+
+    def query(self, states: Tensor, profiles: Tensor, level: int) -> Tensor:
+        """Return queries, (..., dim).
+
+        Args:
+            states: States of the language model, (..., hidden).
+            profiles: Profiles of the histories, (..., num_profiles, dim).
+            level: Which code comes next.
+        """
+        profiles = profiles.to(self.profile.dtype)
+        plain = profiles.sum(-2) * (PROFILE_SCALE / len(PROFILE_DECAYS))
+        learnt = profiles.flatten(-2) @ self.profile[level]
+        return states.to(self.state.dtype) @ self.state[level] + plain + learnt
+
+    def forward(self, query: Tensor, children: Tensor, depth: int, table: TTDSNodeTable) -> Tensor:
+        """Return what the items below children add to their logits, (..., num_children).
+
+        Args:
+            query: Queries, (..., dim).
+            children: Nodes of the depth, (..., num_children) or, the same for all queries,
+                (num_children,).
+            depth: Depth of the children.
+            table: The table of the trie.
+        """
+        query = query.float()
+        scores = self._product(query, table.centroids[depth], children)
+        if table.variances[depth] is not None:
+            scores = scores + self._product(query.square(), table.variances[depth], children) / 2
+        return scores + table.log_counts[depth][children]
+
+    def _product(self, query: Tensor, rows: Tensor, children: Tensor) -> Tensor:
+        if children.ndim == 1:
+            return query @ rows[children].float().T
+        return torch.einsum("...d,...cd->...c", query, rows[children].float())
+
+
+def history_profiles(embeddings: tuple[Tensor, Tensor], items: Tensor, segments: Tensor) -> Tensor:
+    """Return the profiles of a sequence's history after each of its items, and before the first.
+
+    A profile is, per modality, the unit mean of the items' embeddings with a decay per step back.
+
+    Args:
+        embeddings: Text and collaborative embeddings of the catalogue, each (num_items, its dim).
+        items: Item rows in order, padded with -1, (batch, length).
+        segments: Which history of a packed row each item belongs to, (batch, length).
+
+    Returns:
+        Profiles, (batch, 1 + length, num_profiles, text_dim + collaborative_dim).
+    """
+    length = items.shape[1]
+    seen = torch.arange(1 + length, device=items.device)
+    back = seen[:, None] - 1 - seen[None, :-1]  # (1 + length, length)
+    decays = torch.tensor(PROFILE_DECAYS, device=items.device)[:, None, None]
+    weights = (decays ** back.clamp_min(0)) * (back >= 0)  # (num_profiles, 1 + length, length)
+    weights = weights * (items >= 0)[:, None, None]
+    if length:
+        current = segments[:, (seen - 1).clamp_min(0)]  # (batch, 1 + length)
+        weights = weights * (current[..., None] == segments[:, None])[:, None]
+    parts = []
+    for table in embeddings:
+        rows = table[items.clamp_min(0)].float()  # (batch, length, dim)
+        parts.append(F.normalize(torch.einsum("bpsl,bld->bspd", weights, rows), dim=-1))
+    return torch.cat(parts, -1)

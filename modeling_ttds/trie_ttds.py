@@ -1,0 +1,162 @@
+"""The trie of semantic IDs, and which items below its nodes may appear."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class TTDSTrie:
+    """The semantic IDs of the items as a tree, in a few integer tensors.
+
+    Items are sorted by semantic ID, so a node of any depth is a range of sorted items, and its
+    children are a range of the nodes one deeper. Items may share a semantic ID; their leaf holds
+    all.
+
+    Args:
+        order: Item row at each sorted position, (num_items,).
+        position: Sorted position of each item row, (num_items,).
+        first_item: Per depth, where a node's items begin, (num_nodes + 1,).
+        first_child: Per depth but the last, where a node's children begin, (num_nodes + 1,).
+        codes: Per depth, the last code on the way to a node, (num_nodes,); depth 0 is the root.
+    """
+
+    order: Tensor
+    position: Tensor
+    first_item: list[Tensor]
+    first_child: list[Tensor]
+    codes: list[Tensor]
+
+    @classmethod
+    def build(cls, sids: Tensor) -> "TTDSTrie":
+        """Build the trie of semantic IDs (num_items, num_levels) on their device."""
+        num_items, num_levels = sids.shape
+        order = torch.arange(num_items, device=sids.device)
+        for level in reversed(range(num_levels)):
+            order = order[sids[order, level].argsort(stable=True)]
+        position = torch.empty_like(order)
+        position[order] = torch.arange(num_items, device=sids.device)
+        sorted_codes = sids[order]
+        begins = torch.zeros(num_items, dtype=torch.bool, device=sids.device)
+        begins[:1] = True
+        end = torch.tensor([num_items], device=sids.device)
+        first_item = [torch.cat([begins.nonzero()[:, 0], end])]
+        first_child, node_codes = [], [torch.zeros_like(first_item[0][:-1])]
+        for level in range(num_levels):
+            begins = begins.clone()
+            begins[1:] |= sorted_codes[1:, level] != sorted_codes[:-1, level]
+            starts = begins.nonzero()[:, 0]
+            first_child.append(torch.searchsorted(starts, first_item[-1]))
+            first_item.append(torch.cat([starts, end]))
+            node_codes.append(sorted_codes[starts, level])
+        return cls(order, position, first_item, first_child, node_codes)
+
+    @property
+    def num_levels(self) -> int:
+        """Depth of the leaves."""
+        return len(self.first_child)
+
+    def num_bytes(self) -> int:
+        """Memory of all tensors."""
+        parts = [self.order, self.position, *self.first_item, *self.first_child, *self.codes]
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    def children(self, nodes: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """Return the children of nodes, padded to the most: (..., children) nodes and mask."""
+        first = self.first_child[depth][nodes]
+        count = self.first_child[depth][nodes + 1] - first
+        steps = torch.arange(int(count.max()) if count.numel() else 0, device=nodes.device)
+        real = steps < count[..., None]
+        return torch.where(real, first[..., None] + steps, first[..., None]), real
+
+    @cached_property
+    def _edges(self) -> list[Tensor]:
+        """Per depth but the root's, parent and code of every node as one ascending number."""
+        edges = []
+        for depth, first in enumerate(self.first_child):
+            parents = torch.repeat_interleave(first.diff())
+            edges.append((parents << 32) + self.codes[depth + 1])
+        return edges
+
+    def child(self, nodes: Tensor, codes: Tensor, depth: int) -> Tensor:
+        """Return the children that codes lead to, shaped as nodes; -1 where there is none.
+
+        Args:
+            nodes: Nodes of the depth, (...,).
+            codes: The next code of each, (...,).
+            depth: Their depth.
+        """
+        edges, wanted = self._edges[depth], (nodes << 32) + codes
+        found = torch.searchsorted(edges, wanted.contiguous()).clamp_max(len(edges) - 1)
+        return torch.where(edges[found] == wanted, found, -1)
+
+    def walk(self, sids: Tensor) -> list[Tensor]:
+        """Return the nodes of every depth on the way down semantic IDs, -1 off the trie.
+
+        Args:
+            sids: Codes, (..., num_levels) or the first levels only.
+
+        Returns:
+            Per depth from the root's on, nodes (...,).
+        """
+        nodes = [torch.zeros_like(sids[..., 0])]
+        for level, codes in enumerate(sids.unbind(-1)):
+            child = self.child(nodes[-1].clamp_min(0), codes, level)
+            nodes.append(torch.where(nodes[-1] >= 0, child, -1))
+        return nodes
+
+    def node_of(self, items: Tensor, depth: int) -> Tensor:
+        """Return the node at a depth of the items' semantic IDs, shaped as `items`."""
+        return torch.searchsorted(self.first_item[depth], self.position[items], right=True) - 1
+
+
+class TTDSCandidates:
+    """Which items may be recommended to each row of a batch, asked node by node.
+
+    Args:
+        trie: The trie.
+        allowed: Mask of item rows that may appear at all, (num_items,).
+        excluded: Item rows that may not appear in a row, padded with -1, (batch, num_excluded).
+    """
+
+    def __init__(self, trie: TTDSTrie, allowed: Tensor | None, excluded: Tensor):
+        self.trie = trie
+        self.running = None
+        if allowed is not None:
+            counts = allowed[trie.order].long().cumsum(0)
+            self.running = torch.cat([counts.new_zeros(1), counts])  # (num_items + 1,)
+        num_items = len(trie.order)
+        places = torch.where(excluded >= 0, trie.position[excluded.clamp_min(0)], num_items)
+        if allowed is not None:
+            places = places.masked_fill(~allowed[excluded.clamp_min(0)], num_items)
+        places = places.sort(1).values
+        repeated = torch.zeros_like(places, dtype=torch.bool)
+        repeated[:, 1:] = places[:, 1:] == places[:, :-1]
+        self.places = places.masked_fill(repeated, num_items).sort(1).values.contiguous()
+
+    def count(self, nodes: Tensor, depth: int) -> Tensor:
+        """Return how many items below each node may appear, shaped as nodes (batch, ...)."""
+        start, end = self.trie.first_item[depth][nodes], self.trie.first_item[depth][nodes + 1]
+        total = end - start
+        if self.running is not None:
+            total = self.running[end] - self.running[start]
+        if not self.places.shape[1]:
+            return total
+        flat_start, flat_end = start.flatten(1).contiguous(), end.flatten(1).contiguous()
+        out = torch.searchsorted(self.places, flat_end) - torch.searchsorted(
+            self.places, flat_start
+        )
+        return total - out.view_as(total)
+
+    def may_appear(self, items: Tensor) -> Tensor:
+        """Return whether items (batch, n) may appear in their row."""
+        places = self.trie.position[items].contiguous()
+        index = torch.searchsorted(self.places, places).clamp_max(max(self.places.shape[1] - 1, 0))
+        ok = torch.ones_like(items, dtype=torch.bool)
+        if self.places.shape[1]:
+            ok = self.places.gather(1, index) != places
+        if self.running is not None:
+            ok &= self.running[places + 1] > self.running[places]
+        return ok
