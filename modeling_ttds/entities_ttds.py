@@ -263,7 +263,7 @@ class TTDSEntitiesMixin:
     def level_logits(self, hidden: Tensor, kind: str, level: int) -> Tensor:
         """Return the logits of one level's SID tokens, (..., num_codes)."""
         k, tower = KINDS.index(kind), self.config.item_tower
-        codebook = (self.item_tower, self.user_tower)[k].codebooks[level]
+        codebook = self._scaled((self.item_tower, self.user_tower)[k].codebooks[level])
         first = self.config.sid_token_start + (k * tower.num_levels + level) * tower.num_codes
         projections = self.codebook_projections.weight[k, level].to(codebook.dtype)
         projected = (codebook @ projections).to(hidden.dtype)
@@ -290,8 +290,8 @@ class TTDSEntitiesMixin:
         """
         children, real = self.trie.children(nodes, level)
         codes = self.trie.codes[level + 1][children]
-        logits = self.level_logits(states, "item", level).float().gather(-1, codes)
-        logits = logits + self._below(states, profiles, children, level)
+        logits = self.level_logits(states, "item", level).gather(-1, codes)
+        logits = self._below(states, profiles, children, level) + logits  # at least float32
         return logits.masked_fill(~real, -torch.inf), children
 
     def _below(self, states: Tensor, profiles: Tensor, children: Tensor, level: int) -> Tensor:

@@ -107,7 +107,7 @@ class TTDSNodeHead(nn.Module):
             depth: Depth of the children.
             table: The table of the trie.
         """
-        query = query.float()
+        query = query.to(torch.promote_types(query.dtype, torch.float32))
         scores = self._product(query, table.centroids[depth], children)
         if table.variances[depth] is not None:
             scores = scores + self._product(query.square(), table.variances[depth], children) / 2
@@ -115,8 +115,8 @@ class TTDSNodeHead(nn.Module):
 
     def _product(self, query: Tensor, rows: Tensor, children: Tensor) -> Tensor:
         if children.ndim == 1:
-            return query @ rows[children].float().T
-        return torch.einsum("...d,...cd->...c", query, rows[children].float())
+            return query @ rows[children].to(query.dtype).T
+        return torch.einsum("...d,...cd->...c", query, rows[children].to(query.dtype))
 
 
 def history_profiles(embeddings: tuple[Tensor, Tensor], items: Tensor, segments: Tensor) -> Tensor:

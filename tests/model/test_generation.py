@@ -6,15 +6,10 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig, LogitsProcessorList, Qwen2Config
 
-from modeling_ttds.configuration_ttds import TTDSConfig
-from modeling_ttds.generation_ttds import (
-    TTDSCandidates,
-    TTDSConstraint,
-    TTDSTrie,
-    beam_search,
-    score_items,
-)
+from modeling_ttds.configuration_ttds import TTDSConfig, placeholder_ids
+from modeling_ttds.generation_ttds import TTDSConstraint, beam_search, score_items
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.trie_ttds import TTDSCandidates, TTDSTrie
 
 START, LEVELS, CODES, ITEMS = 100, 3, 8, 60
 SHAPES = {
@@ -47,6 +42,10 @@ def make_model(shape="llama untied", attention="sdpa"):
         model.user_tower.codebooks.mul_(0.1)
     paths = torch.tensor(list(itertools.product(range(CODES), repeat=LEVELS)))
     model.item_sids.copy_(paths[torch.randperm(len(paths))[:ITEMS]])
+    with torch.no_grad():
+        model.node_head.state.normal_(std=0.1)
+        model.node_head.profile.normal_(std=0.1)
+        model.item_reader.weight.normal_(std=0.3)
     model.catalogue = [{"item_id": f"i{row}", "title": f"Title {row}"} for row in range(ITEMS)]
     return model
 
@@ -59,16 +58,24 @@ def exhaustive(model, prompt):
         tokens = START + torch.arange(LEVELS) * CODES + codes
         logits = model(input_ids=torch.cat([prompt, tokens])[None]).logits[0]
         for level in range(LEVELS):
-            first = START + level * CODES
-            block = logits[len(prompt) - 1 + level, first : first + CODES]
-            scores[row] += block.log_softmax(-1)[codes[level]]
+            # The next code is one of those that items with the same codes before it have.
+            alike = model.item_sids[(model.item_sids[:, :level] == codes[:level]).all(1), level]
+            children = alike.unique()
+            block = logits[len(prompt) - 1 + level, START + level * CODES + children]
+            scores[row] += block.log_softmax(-1)[children == codes[level]][0]
     return scores
+
+
+def spelt(row):
+    return (START + torch.arange(LEVELS) * CODES + make_model().item_sids[row]).tolist()
 
 
 def prompts():
     ids = torch.randint(4, 90, (3, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, 6:] = mask[2, 3:] = 0
+    ids[0, 2 : 2 + 2 * LEVELS] = torch.tensor([*spelt(3), *spelt(8)])  # a history, as SID tokens
+    ids[1, 2 : 2 + LEVELS] = torch.tensor(placeholder_ids("item", 5, LEVELS))  # as placeholders
     return ids, mask
 
 
@@ -132,6 +139,8 @@ def test_trie_holds_exactly_the_items():
     assert trie.order.tolist() == [2, 1, 0, 3]
     assert trie.node_of(torch.arange(4), 2).tolist() == [2, 1, 0, 2]
     assert trie.first_item[2].tolist() == [0, 1, 2, 4]
+    walked = trie.walk(torch.tensor([[2, 0], [0, 1], [1, 0], [2, 1]]))
+    assert [nodes.tolist() for nodes in walked] == [[0] * 4, [1, 0, -1, 1], [2, 1, -1, -1]]
 
 
 @torch.no_grad()
@@ -174,7 +183,7 @@ def test_user_histories_change_the_user_only():
     model = make_model()
     own = model.recommend([["i1"]], user_histories=[["i1"]], exclude_seen=False)
     assert own == model.recommend([["i1"]], exclude_seen=False)
-    other = model.recommend([["i1"]], user_histories=[["i5", "i6"]], exclude_seen=False)
+    other = model.recommend([["i1"]], user_histories=[["i20", "i30"]], exclude_seen=False)
     assert [r.score for r in other[0]] != [r.score for r in own[0]]
 
 

@@ -90,11 +90,24 @@ def test_embedding_of_a_code_is_its_row_plus_its_projected_codebook_vector(bound
             )
 
 
-def test_loss_is_the_cross_entropy_of_the_bound_labels(bound):
+def children(model, row, level):
+    """Return the tokens that may follow an item's first codes: those of items that share them."""
+    sids = model.item_sids
+    alike = (sids[:, :level] == sids[row, :level]).all(1)
+    return model.sid_tokens(sids)[alike, level].unique()
+
+
+def test_loss_is_the_cross_entropy_of_the_bound_labels_among_their_siblings(bound):
     ids, labels = prompt(3, [1, 2], [4, 5])
-    expected_logits = bound(input_ids=bound.bind(ids)).logits
-    target = bound.bind(labels)[0, 1:]
-    expected = F.cross_entropy(expected_logits[0, :-1], target, ignore_index=-100)
+    logits = bound(input_ids=bound.bind(ids)).logits[0]
+    losses = []
+    for place, row in ((10, 4), (13, 5)):  # where their SIDs begin
+        for level in range(LEVELS):
+            tokens = children(bound, row, level)
+            chosen = bound.sid_tokens(bound.item_sids[row])[level]
+            log_probs = logits[place + level - 1, tokens].log_softmax(-1)
+            losses.append(-log_probs[tokens == chosen][0])
+    expected = torch.stack(losses).mean()
     torch.testing.assert_close(bound(input_ids=ids, labels=labels).loss, expected)
     half = bound(input_ids=ids, labels=labels, num_items_in_batch=12).loss
     torch.testing.assert_close(half, expected / 2)
@@ -142,7 +155,8 @@ def test_straight_through_gradient_is_that_of_the_embedded_residual(bound):
 
     with torch.no_grad():
         today = residuals()
-        base = bound.embed(bound.bind(ids))
+        context = bound.context(ids)
+        base = bound.embed(bound.bind(ids), context.items)
         places = {1: 4, 4: 7}
 
         def loss():
@@ -153,8 +167,8 @@ def test_straight_through_gradient_is_that_of_the_embedded_residual(bound):
                     added = moved[entity, level] @ bound.codebook_projections.weight[0, level]
                     embeddings[0, places[row] + level] += added
             states = bound.model(inputs_embeds=embeddings).last_hidden_state
-            target = bound.bind(labels)[0, 1:]
-            return F.cross_entropy(bound.token_logits(states)[0, :-1], target, ignore_index=-100)
+            at = (torch.zeros(LEVELS, dtype=torch.long), torch.arange(6, 9))
+            return bound._item_nll(states[0, 6:9], labels[0, 7:], context, at, {}).mean()
 
         for index in ((0, 0), (3, 5), (7, 2)):
             step = 1e-5
@@ -179,11 +193,13 @@ def test_soft_targets_let_codes_move_to_where_the_model_predicts(bound):
         bound.item_sids[4:5],
     )
     q = bound.item_tower.code_log_probs(path.residuals)[0].exp()
-    log_p = bound.eval()(input_ids=bound.bind(ids)).logits[0, 6:9].log_softmax(-1)
+    logits = bound.eval()(input_ids=bound.bind(ids)).logits[0, 6:9]
     start, codes = bound.config.sid_token_start, bound.config.item_tower.num_codes
-    soft = -sum(
-        (q[n] * log_p[n, start + n * codes : start + (n + 1) * codes]).sum() for n in range(LEVELS)
-    )
+    soft = 0
+    for n in range(LEVELS):
+        tokens = children(bound, 4, n)
+        share = q[n, tokens - start - n * codes]
+        soft -= (share / share.sum() * logits[n, tokens].log_softmax(-1)).sum()
     torch.testing.assert_close(loss, hard / 2 + soft / LEVELS / 2)
 
 
@@ -198,7 +214,8 @@ def test_token_alignment_pulls_codes_to_text_and_not_text_to_codes(bound):
     torch.testing.assert_close(
         aligned.loss, plain.loss + 0.5 * parts["align_infonce"] + 2 * parts["align_cosine"]
     )
-    codes = bound.model(inputs_embeds=bound.embed(bound.bind(entities))).last_hidden_state.mean(1)
+    shown = bound.embed(bound.bind(entities), bound.context(entities).items)
+    codes = bound.model(inputs_embeds=shown).last_hidden_state.mean(1)
     text = torch.stack(
         [
             bound.model(inputs_embeds=bound.embed(row[row >= 0][None])).last_hidden_state[0].mean(0)
@@ -245,17 +262,15 @@ def test_user_embedding_is_the_recency_weighted_mean(model):
 NEW = {"item_id": "new", "title": "Bramble walnut kettle", "categories": "Kitchen > Kettles"}
 
 
-def test_new_items_change_nothing_of_the_old(model, tmp_path):
+def test_new_items_change_no_weight_and_no_semantic_id(model, tmp_path):
     history = [model.catalogue[3]["item_id"], model.catalogue[9]["item_id"]]
     old_ids = [entry["item_id"] for entry in model.catalogue]
-    before = model.recommend([history], top_k=20)
     weights = {name: value.clone() for name, value in model.named_parameters()}
     codes = model.item_sids.clone()
     model.add_items([NEW, {"item_id": "blank"}])
     assert torch.equal(model.item_sids[:-2], codes)
     assert len(model.item_sids.unique(dim=0)) == len(codes) + 2
     assert all(torch.equal(weights[name], value) for name, value in model.named_parameters())
-    assert model.recommend([history], top_k=20, allowed=old_ids, num_beams=80) == before
     assert model.tokenizer.decode_items(model.tokenizer.encode_items(["new"])) == ["new"]
     everything = model.recommend([history], top_k=len(old_ids), num_beams=80)[0]
     assert "new" in {r.item_id for r in everything}
@@ -264,6 +279,40 @@ def test_new_items_change_nothing_of_the_old(model, tmp_path):
     model.tokenizer.save_pretrained(tmp_path / "m")
     again = TTDSForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert again.recommend([["new"]], top_k=3) == model.recommend([["new"]], top_k=3)
+
+
+def test_a_new_item_takes_its_share_from_its_siblings_and_moves_no_other_branch(model):
+    history = [model.catalogue[3]["item_id"], model.catalogue[9]["item_id"]]
+    old_ids = [entry["item_id"] for entry in model.catalogue]
+    before = torch.tensor([e.steps for e in model.explain(history, old_ids)])
+    sids = model.item_sids.clone()
+    model.add_items([NEW])
+    after = torch.tensor([e.steps for e in model.explain(history, old_ids)])
+    new = model.item_sids[-1]
+    for level in range(LEVELS):
+        above = (sids[:, :level] == new[:level]).all(1)  # the node is on the newcomer's path
+        torch.testing.assert_close(after[~above, level], before[~above, level])
+        # Of its siblings each gives the same share; the branch that it joins is another one now.
+        siblings = above & (sids[:, level] != new[level])
+        share = after[siblings, level] / before[siblings, level]
+        torch.testing.assert_close(share, share.mean().expand_as(share))
+
+
+def test_a_new_item_with_an_old_ones_text_and_company_scores_about_as_much(model):
+    history = [entry["item_id"] for entry in model.catalogue[:3]]
+    compared = 0
+    for row in range(10, 20):
+        twin = {**model.catalogue[row], "item_id": f"twin-{row}"}
+        model.add_items([twin], text_embeddings=model.item_text[row][None])
+        model.item_collaborative[-1] = model.item_collaborative[row]
+        if (model.item_sids[-1, :-1] == model.item_sids[row, :-1]).all():  # there was room
+            pair = [model.catalogue[row]["item_id"], twin["item_id"]]
+            old, new = (torch.tensor(e.steps).log() for e in model.explain(history, pair))
+            # They part at the last level, where all but their own tokens is the same.
+            torch.testing.assert_close(old[:-1], new[:-1])
+            assert (old[-1] - new[-1]).abs() < 0.5
+            compared += 1
+    assert compared
 
 
 def test_interactions_of_a_new_item_join_its_text(model):
