@@ -116,7 +116,8 @@ class TTDSLossMixin:
         entities: dict[str, TTDSEntities],
     ) -> Tensor:
         """Return the loss of codes that lead down the trie, NaN for all other targets."""
-        nll = torch.full(targets.shape, torch.nan, device=states.device)
+        kind = torch.promote_types(states.dtype, torch.float32)
+        nll = torch.full(targets.shape, torch.nan, device=states.device, dtype=kind)
         if context is None or not len(self.item_sids):
             return nll
         tower, trie = self.config.item_tower, self.trie
