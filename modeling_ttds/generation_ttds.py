@@ -76,9 +76,9 @@ def beam_search(
 ) -> tuple[Tensor, Tensor]:
     """Return the best items of every prompt and their log-probabilities, best first.
 
-    The score of an item is the sum over levels of the log-probability of its code among the children
-    of the node reached, whether they may appear or not: a probability over the whole catalogue. With
-    at least as many beams as leaves the search is exhaustive.
+    The score of an item is the sum over levels of the log-probability of its code among the
+    children of the node reached, whether they may appear or not: a probability over the whole
+    catalogue. With at least as many beams as leaves the search is exhaustive.
 
     Args:
         model: A `TTDSForCausalLM`.

@@ -62,6 +62,11 @@ class IndexOptions:
     num_codes: int = _option(32, "Codes per level.")
     code_dim: int = _option(32, "Width of a codebook vector.")
     tower_epochs: int = _option(60, "Epochs over the items before tuning.")
+    item_vector_dim: int = _option(
+        0,
+        "Width of the item vectors in prompts and node logits, a projection of both embeddings; 0 "
+        "takes them whole. 128 saves memory for large catalogues.",
+    )
 
 
 @dataclass
@@ -75,6 +80,7 @@ class LanguageModelOptions:
     num_layers: int = _option(2, "Its layers.")
     num_heads: int = _option(4, "Its attention heads.")
     dropout: float = _option(0.1, "Its dropout.")
+    item_vector_dropout: float = _option(0.2, "Dropout of the item vectors in a prompt.")
     tower_weight: float = _option(
         0.0, "Weight of the tower losses while the language model is tuned."
     )

@@ -111,7 +111,7 @@ def given_text_embeddings(
 def embed_items(
     model: TTDSForCausalLM, split: Split, options: IndexOptions, text: Tensor | None, seed: int
 ) -> None:
-    """Give a model the text embeddings and the collaborative embeddings of its items.
+    """Give a model the text and the collaborative embeddings of its items, and their projection.
 
     Args:
         model: A model with catalogue and tokenizer.
@@ -122,6 +122,15 @@ def embed_items(
     """
     model.item_text.copy_(_text_embeddings(model, split, options, seed) if text is None else text)
     model.item_collaborative.copy_(_collaborative_embeddings(split, options, seed))
+    if options.item_vector_dim:
+        model.vector_projection.copy_(_projection(model, options.item_vector_dim, seed))
+
+
+def _projection(model: TTDSForCausalLM, dim: int, seed: int) -> Tensor:
+    """Return the main directions of both embeddings, (text_dim + collaborative_dim, dim)."""
+    both = torch.cat([model.item_text, model.item_collaborative], 1).cpu().numpy()
+    # Inner products are what is to be kept, so nothing is centred.
+    return torch.from_numpy(randomized_svd(both, dim, n_iter=6, random_state=seed)[2].T.copy())
 
 
 def _text_embeddings(

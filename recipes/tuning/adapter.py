@@ -43,7 +43,7 @@ def lora_config(model: TTDSForCausalLM, settings: ModelConfig) -> LoraConfig:
         target_modules=targets,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.model.modules()),
         trainable_token_indices=codes if tied else {name: codes, "lm_head": codes},
-        modules_to_save=["codebook_projections", *towers],
+        modules_to_save=["codebook_projections", "item_reader", "node_head", *towers],
     )
 
 

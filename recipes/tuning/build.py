@@ -100,6 +100,8 @@ def build_model(
         prompts=question_wordings(examples),
         max_history=examples.max_history,
         text_encoder=index.text_encoder,
+        item_vector_dim=index.item_vector_dim,
+        item_vector_dropout=language_model.item_vector_dropout,
         tower_weight=language_model.tower_weight,
         tower_grad_scale=language_model.tower_grad_scale,
         soft_target_weight=language_model.soft_target_weight,

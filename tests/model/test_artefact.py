@@ -27,6 +27,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ids = torch.tensor([tokenizer.encode_items(history)])
 lists = model.recommend([history], top_k=5)[0]
 assert lists == other.recommend([history], top_k=5)[0]
+logits = model(input_ids=ids).logits[0, -1].tolist()
 model.add_items([{"item_id": "new", "title": "A walnut kettle"}])
 model.save_pretrained(folder + "-again"); tokenizer.save_pretrained(folder + "-again")
 again = AutoModel.from_pretrained(folder + "-again", trust_remote_code=True).eval()
@@ -38,7 +39,7 @@ except ValueError as error:
     assert "pip install accelerate" in str(error)
 print(json.dumps({
     "codes": model.item_sids[:-1].tolist(),
-    "logits": model(input_ids=ids).logits[0, -1].tolist(),
+    "logits": logits,
     "items": [r.item_id for r in lists],
     "scores": [r.score for r in lists],
     "prompt": config.prompt_ids,

@@ -76,7 +76,7 @@ def test_a_backbone_keeps_its_weights_and_recommends(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] * 0.6  # the first is the log of the children at most
 
     model.share_sid_table()
     model.eval().save_pretrained(tmp_path)

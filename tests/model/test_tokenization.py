@@ -82,7 +82,7 @@ def test_prompt_holds_placeholders_in_order(extended):
 
 
 def test_items_by_name(extended):
-    with pytest.raises(ValueError, match="not in the index of 0 items"):
+    with pytest.raises(ValueError, match="not in the SID table of 0 items"):
         extended.encode_items(["a"])
     extended.set_sid_table(["a", "b"], [[1, 2], [3, 0]])
     ids = extended.encode_items(["b", "a"])
