@@ -39,7 +39,7 @@ TOY = {
     "tasks": {},
 }  # fmt: skip
 TOY_FULL = {
-    "tasks": {"next_user": 0.5, "query": 0.5}, "refresh_steps": 3, "freeze_at": 0.6,
+    "tasks": {"next_user": 0.5, "query": 0.5}, "refresh_steps": 3, "freeze_at": 0.6, "pair_dim": 0,
     "tower_weight": 1.0, "tower_grad_scale": 0.1, "soft_target_weight": 0.1, "infonce_weight": 0.05,
     "cosine_weight": 0.05,
 }  # fmt: skip

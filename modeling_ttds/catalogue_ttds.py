@@ -145,7 +145,9 @@ class TTDSCatalogueMixin:
         codebooks = self.item_tower.codebooks
         nearest = self.item_tower.quantise(latents).codes
         sids = unique_sids(latents, codebooks, nearest, taken=self.item_sids)
+        before, known = self.trie, torch.arange(len(self.item_sids), device=self.device)
         self.item_sids = torch.cat([self.item_sids, sids])
+        self._move_node_pairs(F.pad(known, (0, len(items)), value=-1), before)
         self.item_text = torch.cat([self.item_text, text])
         self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
         if self.config.has_reranker:
@@ -188,7 +190,9 @@ class TTDSCatalogueMixin:
         keep[rows] = False
         if not keep.any():
             raise ValueError("`remove_items` would leave no item; keep at least one.")
+        before = self.trie
         self.item_sids = self.item_sids[keep]
+        self._move_node_pairs(keep.nonzero()[:, 0], before)
         self.item_text = self.item_text[keep]
         self.item_collaborative = self.item_collaborative[keep]
         if self.config.has_reranker:

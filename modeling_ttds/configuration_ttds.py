@@ -103,6 +103,9 @@ class TTDSConfig(PreTrainedConfig):
         item_vector_dim: Width of the item vectors that prompts and node logits use, a fixed
             projection of text and collaborative embeddings; 0 takes both whole.
         item_vector_dropout: Dropout of the item vectors in a prompt.
+        pair_dim: Width of the vectors that say which nodes follow which item; 0 for none.
+        pair_dropout: Their dropout.
+        pair_nodes: Nodes of the trie per depth from 1 on, for those vectors.
         text_encoder: What turns text into text embeddings: `"tokens"` (a table over the
             tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
         tower_weight: Weight of the tower losses while the language model is tuned; 0 leaves the
@@ -137,6 +140,9 @@ class TTDSConfig(PreTrainedConfig):
     recency_decay: float = 0.8
     item_vector_dim: int = 0
     item_vector_dropout: float = 0.2
+    pair_dim: int = 0
+    pair_dropout: float = 0.3
+    pair_nodes: list[int] | None = None
     text_encoder: str = "tokens"
     tower_weight: float = 0.0
     tower_grad_scale: float = 0.0

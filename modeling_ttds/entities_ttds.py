@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .configuration_ttds import KINDS, PLACEHOLDER_START
-from .nodes_ttds import TTDSNodeTable, history_profiles
+from .nodes_ttds import TTDSHistory, TTDSNodePairs, TTDSNodeTable, history_profiles
 from .towers_ttds import profile
 from .trie_ttds import TTDSTrie
 
@@ -22,25 +22,25 @@ class TTDSContext:
         items: Row of the item whose SID ends here, -1 elsewhere, (batch, length).
         depth: How many codes of an unfinished item precede the next token, (batch, length).
         nodes: The node of that depth they lead to, (batch, length).
-        slots: Which of the row's profiles is that of the history so far, (batch, length).
-        profiles: Profiles after each item of a row, (batch, num_slots, num_profiles, vector_dim).
+        slots: Which of the row's histories is the one so far, (batch, length).
+        histories: Before the first and after each item of a row, (batch, num_slots).
     """
 
     items: Tensor
     depth: Tensor
     nodes: Tensor
     slots: Tensor
-    profiles: Tensor
+    histories: TTDSHistory
 
-    def at(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return depth, node and profiles of positions, (n,), (n,), (n, num_profiles, dim).
+    def at(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, TTDSHistory]:
+        """Return depth, node and history of positions, each (n,).
 
         Args:
             rows: Their batch rows, (n,).
             columns: Their places in the rows, (n,).
         """
         slots = self.slots[rows, columns]
-        return self.depth[rows, columns], self.nodes[rows, columns], self.profiles[rows, slots]
+        return self.depth[rows, columns], self.nodes[rows, columns], self.histories[rows, slots]
 
 
 class TTDSEntitiesMixin:
@@ -155,6 +155,22 @@ class TTDSEntitiesMixin:
             self._node_table, self._node_key = TTDSNodeTable.build(self.trie, vectors), key
         return self._node_table
 
+    def make_node_pairs(self) -> None:
+        """Give the nodes of today's trie vectors that know of no pair yet, if the model has any."""
+        if self.config.pair_dim:
+            self.config.pair_nodes = self._num_nodes()
+            pairs = TTDSNodePairs(self.config).to(self.device)
+            pairs.reset()
+            self.node_pairs = pairs
+
+    def _move_node_pairs(self, items: Tensor, before: TTDSTrie) -> None:
+        if self.config.pair_dim:
+            self.node_pairs.follow(items, before, self.trie)
+            self.config.pair_nodes = self._num_nodes()
+
+    def _num_nodes(self) -> list[int]:
+        return [len(codes) for codes in self.trie.codes[1:]]
+
     def item_vectors(self, items: Tensor) -> Tensor:
         """Return the vectors of items, (..., vector_dim).
 
@@ -199,7 +215,7 @@ class TTDSEntitiesMixin:
         depth, nodes = depth * ~whole, nodes * ~whole
         return TTDSContext(items, depth, nodes, *self._histories(items, position_ids))
 
-    def _histories(self, items: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _histories(self, items: Tensor, position_ids: Tensor | None) -> tuple[Tensor, TTDSHistory]:
         done = items >= 0
         count = done.cumsum(1)
         segments = torch.zeros_like(items)
@@ -214,7 +230,8 @@ class TTDSEntitiesMixin:
         profiles = self._project(history_profiles(tables, history, whose))
         # Behind the start of another history and before its first item there is none.
         newest = F.pad(whose, (1, 0), value=-1).gather(1, count)
-        return torch.where(newest == segments, count, 0), profiles
+        slots = torch.where(newest == segments, count, 0)
+        return slots, TTDSHistory(profiles, F.pad(history, (1, 0), value=-1))
 
     # Embeddings and logits
 
@@ -273,7 +290,7 @@ class TTDSEntitiesMixin:
         return F.linear(hidden, self.lm_head.weight[first : first + tower.num_codes] + projected)
 
     def node_logits(
-        self, states: Tensor, profiles: Tensor, nodes: Tensor, level: int
+        self, states: Tensor, history: TTDSHistory, nodes: Tensor, level: int
     ) -> tuple[Tensor, Tensor]:
         """Return the logits of nodes' children, padded with -inf, and the children.
 
@@ -281,7 +298,7 @@ class TTDSEntitiesMixin:
 
         Args:
             states: States of the language model, (..., hidden).
-            profiles: Profiles of the histories, (..., num_profiles, vector_dim).
+            history: The histories, (...).
             nodes: The nodes, (...); at level 0 the root.
             level: Their depth, and so the level of the next code.
 
@@ -291,14 +308,17 @@ class TTDSEntitiesMixin:
         children, real = self.trie.children(nodes, level)
         codes = self.trie.codes[level + 1][children]
         logits = self.level_logits(states, "item", level).gather(-1, codes)
-        logits = self._below(states, profiles, children, level) + logits  # at least float32
+        logits = self._below(states, history, children, level) + logits  # at least float32
         return logits.masked_fill(~real, -torch.inf), children
 
-    def _below(self, states: Tensor, profiles: Tensor, children: Tensor, level: int) -> Tensor:
-        query = self.node_head.query(states, profiles, level)
+    def _below(self, states: Tensor, history: TTDSHistory, children: Tensor, level: int) -> Tensor:
+        query = self.node_head.query(states, history.profiles, level)
         if level == 0 and children.numel():  # all have the root's children
             children = children.flatten(0, -2)[0]
-        return self.node_head(query, children, level + 1, self.node_table)
+        scores = self.node_head(query, children, level + 1, self.node_table)
+        if self.config.pair_dim:
+            scores = scores + self.node_pairs(history.newest, children, level + 1)
+        return scores
 
     def with_nodes(
         self, logits: Tensor, states: Tensor, context: TTDSContext, places: Tensor
@@ -316,9 +336,9 @@ class TTDSEntitiesMixin:
             rows, columns = (context.depth[:, places] == level).nonzero(as_tuple=True)
             if not len(rows) or not len(self.item_sids):
                 continue
-            _, nodes, profiles = context.at(rows, places[columns])
+            _, nodes, history = context.at(rows, places[columns])
             children, real = self.trie.children(nodes, level)
-            added = self._below(states[rows, columns], profiles, children, level) * real
+            added = self._below(states[rows, columns], history, children, level) * real
             first = self.config.sid_token_start + level * tower.num_codes
             tokens = first + self.trie.codes[level + 1][children]
             index = (rows[:, None], columns[:, None], tokens)

@@ -41,7 +41,7 @@ class _SharedPrefix:
         self.state = outputs.last_hidden_state.gather(1, last)  # (batch, 1, hidden)
         slots = context.slots.gather(1, (self.lengths - 1)[:, None])[:, 0]
         rows = torch.arange(len(ids), device=ids.device)
-        self.profiles = context.profiles[rows, slots][:, None]  # (batch, 1, profiles, dim)
+        self.history = context.histories[rows, slots][:, None]  # (batch, 1)
         self.visible = mask.bool()[:, None]  # (batch, beams, cached)
         self.depth = 0
 
@@ -99,7 +99,7 @@ def beam_search(
     nodes = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
     scores = torch.zeros(len(ids), 1, device=ids.device)
     for depth in range(trie.num_levels):
-        logits, children = model.node_logits(states, prefix.profiles, nodes, depth)
+        logits, children = model.node_logits(states, prefix.history, nodes, depth)
         codes = trie.codes[depth + 1][children]  # (batch, beams, children)
         reached = scores[..., None] + logits.log_softmax(-1)
         legal = logits > -torch.inf
@@ -169,7 +169,7 @@ def score_items(
     for depth in range(trie.num_levels):
         nodes = trie.node_of(items, depth + 1)
         if kind == "item":
-            logits, children = model.node_logits(states, prefix.profiles, distinct, depth)
+            logits, children = model.node_logits(states, prefix.history, distinct, depth)
             chosen = nodes - children[..., 0].gather(1, slot)  # children follow each other
         else:
             logits = model.level_logits(states, kind, depth).float()

@@ -92,7 +92,8 @@ class TTDSLossMixin:
             )
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         # Processes share gradients: parameters that a batch happens to leave out have one of zero.
-        unused = sum(parameter.sum() for parameter in self.node_head.parameters()) * 0
+        heads = [self.node_head, *([self.node_pairs] if self.config.pair_dim else [])]
+        unused = sum(weight.sum() for head in heads for weight in head.parameters()) * 0
         loss = nll.sum() / max(count, 1) + unused
         losses = {"lm": loss.detach()}
         if self.training and self.config.tower_weight:
@@ -122,7 +123,7 @@ class TTDSLossMixin:
             return nll
         tower, trie = self.config.item_tower, self.trie
         offset = self.bind(targets) - self.config.sid_token_start
-        depth, nodes, profiles = context.at(*places)
+        depth, nodes, history = context.at(*places)
         for level in range(tower.num_levels):
             code = offset - level * tower.num_codes
             here = (depth == level) & (code >= 0) & (code < tower.num_codes)
@@ -130,7 +131,7 @@ class TTDSLossMixin:
             here = here & (child >= 0)
             if not here.any():
                 continue
-            logits, children = self.node_logits(states[here], profiles[here], nodes[here], level)
+            logits, children = self.node_logits(states[here], history[here], nodes[here], level)
             log_probs = logits.log_softmax(-1)
             # The children of a node follow each other.
             chosen = (child[here] - children[:, 0])[:, None]

@@ -16,7 +16,7 @@ from .cooccurrence_ttds import TTDSCooccurrence
 from .entities_ttds import TTDSEntitiesMixin
 from .generation_ttds import CACHE
 from .losses_ttds import TTDSLossMixin
-from .nodes_ttds import TTDSNodeHead
+from .nodes_ttds import TTDSNodeHead, TTDSNodePairs
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .questions_ttds import TTDSQuestionsMixin
 from .recommendation_ttds import TTDSRecommendationMixin
@@ -115,6 +115,8 @@ class TTDSForCausalLM(
         self.codebook_projections = TTDSCodebookProjections(config)
         self.item_reader = TTDSItemReader(config)
         self.node_head = TTDSNodeHead(config)
+        if config.pair_dim:
+            self.node_pairs = TTDSNodePairs(config)
         if config.text_encoder == "tokens":
             self.token_table = TTDSTokenTable(config.sid_token_start, tower.text_dim)
         if config.has_reranker:
@@ -145,7 +147,7 @@ class TTDSForCausalLM(
             init.normal_(module.codebooks, std=1.0)
         elif isinstance(module, TTDSCodebookProjections):
             init.normal_(module.weight, std=self.config.item_tower.code_dim**-0.5 * 0.02)
-        elif isinstance(module, TTDSNodeHead):
+        elif isinstance(module, TTDSNodeHead | TTDSNodePairs):
             module.reset()
         elif isinstance(module, TTDSItemReader):
             init.normal_(module.weight, std=self.config.vector_dim**-0.5 * 0.02)

@@ -92,6 +92,15 @@ class TTDSTrie:
         found = torch.searchsorted(edges, wanted.contiguous()).clamp_max(len(edges) - 1)
         return torch.where(edges[found] == wanted, found, -1)
 
+    def paths(self, depth: int) -> Tensor:
+        """Return the codes on the way to every node of a depth, (num_nodes, depth)."""
+        codes = [self.codes[depth]]
+        parents = torch.arange(len(self.codes[depth]), device=self.order.device)
+        for above in reversed(range(1, depth)):
+            parents = torch.repeat_interleave(self.first_child[above].diff())[parents]
+            codes.append(self.codes[above][parents])
+        return torch.stack(codes[::-1], -1)
+
     def walk(self, sids: Tensor) -> list[Tensor]:
         """Return the nodes of every depth on the way down semantic IDs, -1 off the trie.
 

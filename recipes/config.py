@@ -81,6 +81,11 @@ class LanguageModelOptions:
     num_heads: int = _option(4, "Its attention heads.")
     dropout: float = _option(0.1, "Its dropout.")
     item_vector_dropout: float = _option(0.2, "Dropout of the item vectors in a prompt.")
+    pair_dim: int = _option(
+        64,
+        "Width of the vectors that learn which nodes follow which item; 0 for none (sparse data).",
+    )
+    pair_dropout: float = _option(0.3, "Dropout of those vectors.")
     tower_weight: float = _option(
         0.0, "Weight of the tower losses while the language model is tuned."
     )
@@ -198,6 +203,14 @@ class TTDSArguments:
     reranker: RerankerOptions = field(default_factory=RerankerOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+
+    def __post_init__(self):
+        if self.language_model.pair_dim and self.refresh.refresh_steps:
+            raise ValueError(
+                f"`pair_dim` is {self.language_model.pair_dim}, `refresh_steps` "
+                f"{self.refresh.refresh_steps}: a refresh moves the nodes its vectors are of; "
+                "set one of them to 0."
+            )
 
     def flat(self) -> dict:
         """Return every option by its name on the command line."""

@@ -46,6 +46,7 @@ per_device_train_batch_size: 32
 disable_tqdm: true
 use_cpu: true
 tasks: {}
+pair_dim: 0
 """
 
 
@@ -64,7 +65,7 @@ def small_options(cache_dir, **changes) -> TTDSArguments:
     settings = dict(
         cache_dir=str(cache_dir), text_dim=24, collaborative_dim=16, num_levels=3, num_codes=8,
         code_dim=8, tower_epochs=8, vocab_size=400, hidden_size=32, num_layers=1, num_heads=2,
-        max_history=6, num_beams=20, dropout=0.0, tasks={},
+        max_history=6, num_beams=20, dropout=0.0, pair_dim=4, pair_dropout=0.0, tasks={},
     )  # fmt: skip
     return altered(TTDSArguments(), **(settings | changes))
 

@@ -48,6 +48,7 @@ def build_sid_table(
     )
     refresh_sids(model, freeze=freeze)
     init_codebook_projections(model)
+    model.make_node_pairs()
     return report
 
 

@@ -35,6 +35,7 @@ def lora_config(model: TTDSForCausalLM, settings: ModelConfig) -> LoraConfig:
         for name in ("item_tower", "user_tower")
         if any(parameter.requires_grad for parameter in getattr(model, name).parameters())
     ]
+    pairs = ["node_pairs"] if model.config.pair_dim else []
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_r,
@@ -43,7 +44,7 @@ def lora_config(model: TTDSForCausalLM, settings: ModelConfig) -> LoraConfig:
         target_modules=targets,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.model.modules()),
         trainable_token_indices=codes if tied else {name: codes, "lm_head": codes},
-        modules_to_save=["codebook_projections", "item_reader", "node_head", *towers],
+        modules_to_save=[*pairs, "codebook_projections", "item_reader", "node_head", *towers],
     )
 
 

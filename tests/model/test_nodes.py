@@ -1,0 +1,153 @@
+"""Node logits against plain loops over the items below a node."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from modeling_ttds.configuration_ttds import placeholder_ids
+from modeling_ttds.nodes_ttds import PROFILE_DECAYS, PROFILE_SCALE, history_profiles
+from modeling_ttds.trie_ttds import TTDSTrie
+
+LEVELS = 3
+
+
+@pytest.fixture
+def random(model):
+    """A model whose heads say something."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in (
+            model.node_head.state,
+            model.node_head.profile,
+            *model.node_pairs.targets,
+        ):
+            parameter.normal_(std=0.1)
+    return model
+
+
+def profile(model, history):
+    """Return the profiles of a history by plain loops, (num_profiles, dim)."""
+    rows = []
+    for decay in PROFILE_DECAYS:
+        parts = []
+        for table in (model.item_text, model.item_collaborative):
+            total = torch.zeros(table.shape[1])
+            for back, item in enumerate(reversed(history)):
+                total += decay**back * table[item]
+            parts.append(F.normalize(total, dim=0))
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def test_node_logits_are_second_order_sums_over_the_items_below(random):
+    history, level = [4, 9, 30], 1
+    node = int(random.trie.node_of(torch.tensor([7]), level))
+    state = torch.randn(random.config.backbone_config.hidden_size)
+    profiles = profile(random, history)
+    query = state @ random.node_head.state[level]
+    query = query + PROFILE_SCALE / len(PROFILE_DECAYS) * profiles.sum(0)
+    query = query + profiles.flatten() @ random.node_head.profile[level]
+    own = random.level_logits(state, "item", level)
+    ids = torch.tensor([[i for row in history for i in placeholder_ids("item", row, LEVELS)]])
+    context = random.context(ids)
+    known = context.histories[torch.tensor([0]), context.slots[:, -1]]
+    logits, children = random.node_logits(state[None], known, torch.tensor([node]), level)
+    for logit, child in zip(logits[0], children[0], strict=True):
+        if logit == -math.inf:
+            continue
+        below = [i for i in range(len(random.item_sids))
+                 if int(random.trie.node_of(torch.tensor([i]), level + 1)) == child]  # fmt: skip
+        vectors = torch.stack([random.item_vectors(torch.tensor(i)) for i in below])
+        expected = own[random.item_sids[below[0], level]] + math.log(len(below))
+        expected += query @ vectors.mean(0)
+        expected += query.square() @ vectors.var(0, unbiased=False) / 2
+        pairs = random.node_pairs
+        expected += pairs.source[history[-1]] @ pairs.targets[level][child]
+        assert logit.item() == pytest.approx(expected.item(), abs=0.02)  # tables in half precision
+
+
+@torch.no_grad()
+def test_the_expansion_is_near_the_log_of_the_sum(random):
+    """Of items near each other, the node's logit is what their own would add up to."""
+    vectors = F.normalize(torch.randn(1, 40), dim=1) + 0.1 * torch.randn(30, 40)
+    query = torch.randn(40)
+    exact = (vectors @ query).logsumexp(0)
+    found = math.log(30) + vectors.mean(0) @ query
+    found = found + vectors.var(0, unbiased=False) @ query.square() / 2
+    assert abs(found - exact) < 0.1 * abs(exact)
+
+
+@torch.no_grad()
+def test_a_history_may_be_placeholders_or_sid_tokens_and_starts_anew_in_a_packed_row(random):
+    rows = [4, 9, 30]
+    placeholders = torch.tensor(
+        [[5, *sum((placeholder_ids("item", r, LEVELS) for r in rows), []), 6]]
+    )
+    spelt = random.bind(placeholders)
+    for ids in (placeholders, spelt):
+        context = random.context(ids)
+        found = context.histories[torch.tensor([0]), context.slots[:, -1]]
+        torch.testing.assert_close(found.profiles[0], profile(random, rows))
+        assert found.newest.tolist() == [30]
+        assert context.items[0].tolist() == [-1, -1, -1, 4, -1, -1, 9, -1, -1, 30, -1]
+        assert context.depth[0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0]
+    packed = torch.cat([spelt, spelt[:, :4]], 1)
+    positions = torch.tensor([[*range(11), *range(4)]])
+    context = random.context(packed, positions)
+    slots = context.slots[0, [10, 11, 13, 14]]
+    for slot, history in zip(slots, [rows, [], [], [4]], strict=True):
+        torch.testing.assert_close(context.histories.profiles[0, slot], profile(random, history))
+
+
+def test_profiles_reach_no_item_that_comes_later():
+    text, collaborative = torch.randn(9, 4), torch.randn(9, 3)
+    items, segments = torch.tensor([[1, 2, 3, -1]]), torch.zeros(1, 4, dtype=torch.long)
+    before = history_profiles((text, collaborative), items, segments)
+    text[3], collaborative[3] = 7.0, 7.0
+    after = history_profiles((text, collaborative), items, segments)
+    torch.testing.assert_close(after[:, :3], before[:, :3])
+    assert not torch.allclose(after[:, 3], before[:, 3])
+    assert not before[:, 0].any()
+
+
+@torch.no_grad()
+def test_pairs_follow_their_nodes_when_items_come_and_go(random):
+    def logits():
+        trie, newest = random.trie, torch.tensor([9])
+        found = {}
+        for depth in range(1, LEVELS + 1):
+            nodes = torch.arange(len(trie.codes[depth]))
+            scores = random.node_pairs(newest, nodes, depth)[0]
+            paths = map(tuple, trie.paths(depth).tolist())
+            found |= dict(zip(paths, scores.tolist(), strict=True))
+        return found
+
+    before = logits()
+    random.add_items([{"item_id": "new", "title": "kettle"}, {"item_id": "other", "title": "tent"}])
+    after = logits()
+    assert all(after[path] == score for path, score in before.items())
+    assert all(score == 0 for path, score in after.items() if path not in before)
+    random.remove_items(["new", "other"])
+    assert logits() == before
+    assert random.config.pair_nodes == [len(codes) for codes in random.trie.codes[1:]]
+
+
+def test_gradients_reach_every_part_of_the_heads(random, states):
+    random.attach_users(states.histories())
+    ids = [*placeholder_ids("user", 3, LEVELS)]
+    ids += [i for row in (1, 2, 7) for i in placeholder_ids("item", row, LEVELS)]
+    labels = [-100] * 6 + ids[6:]
+    random.train()(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.backward()
+    heads = random.node_head.state, random.node_head.profile, random.item_reader.weight
+    for parameter in (*heads, random.node_pairs.source, *random.node_pairs.targets):
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0
+
+
+def test_paths_lead_back_to_their_nodes():
+    trie = TTDSTrie.build(torch.randint(0, 5, (40, 3), generator=torch.Generator().manual_seed(0)))
+    for depth in range(1, 4):
+        nodes = trie.walk(trie.paths(depth))[-1]
+        assert nodes.tolist() == list(range(len(trie.codes[depth])))
