@@ -26,7 +26,6 @@ from recipes.data.split import split_data
 from recipes.data.tables import Catalogue, Data, read_data, write_data
 from recipes.evaluation.metrics import rank_metrics
 from recipes.evaluation.report import LM_ONLY, TTDS
-from recipes.ranking import reranker
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,7 +101,7 @@ def main() -> None:
     theirs = [[data.catalogue.item_ids[row] for row in history] for history in histories]
 
     def recommended(rerank: bool, allowed: list[str] | None = None) -> list[list[int]]:
-        lists = model.recommend(theirs, top_k=10, rerank=reranker, allowed=allowed)
+        lists = model.recommend(theirs, top_k=10, rerank=rerank, allowed=allowed)
         return [[data.catalogue.row_of[best.item_id] for best in found] for found in lists]
 
     similarity = F.normalize(model.item_text, dim=-1)[rows]  # in the order of the data set

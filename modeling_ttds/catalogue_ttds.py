@@ -150,7 +150,7 @@ class TTDSCatalogueMixin:
         self._move_node_pairs(F.pad(known, (0, len(items)), value=-1), before)
         self.item_text = torch.cat([self.item_text, text])
         self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
-        if self.config.has_reranker:
+        if self.config.has_cooccurrence:
             self.cooccurrence.extend(len(items))
         self._catalogue_changed(
             self.catalogue
@@ -195,7 +195,7 @@ class TTDSCatalogueMixin:
         self._move_node_pairs(keep.nonzero()[:, 0], before)
         self.item_text = self.item_text[keep]
         self.item_collaborative = self.item_collaborative[keep]
-        if self.config.has_reranker:
+        if self.config.has_cooccurrence:
             self.cooccurrence.keep(keep)
             self.config.cooccurrence_pairs = len(self.cooccurrence.others)
         gone = set(rows)

@@ -116,6 +116,7 @@ class TTDSConfig(PreTrainedConfig):
         infonce_weight: Weight of the token alignment over the batch.
         cosine_weight: Weight of the token alignment per entity.
         prompts: Per question the model was tuned for, its wording with slots.
+        has_priors: Whether the model carries a co-occurrence memory whose priors join the beams.
         has_reranker: Whether the model carries a co-occurrence memory and re-ranker.
         cooccurrence_pairs: Number of item pairs in the co-occurrence memory.
         tie_word_embeddings: Taken from the backbone; a value given here is ignored.
@@ -150,6 +151,7 @@ class TTDSConfig(PreTrainedConfig):
     infonce_weight: float = 0.0
     cosine_weight: float = 0.0
     prompts: dict[str, str] | None = None
+    has_priors: bool = False
     has_reranker: bool = False
     cooccurrence_pairs: int = 0
     tie_word_embeddings: bool = False
@@ -187,6 +189,11 @@ class TTDSConfig(PreTrainedConfig):
             raise ValueError(
                 f"`soft_target_weight` is {self.soft_target_weight}; it must be in [0, 1)."
             )
+
+    @property
+    def has_cooccurrence(self) -> bool:
+        """Whether the model carries a co-occurrence memory."""
+        return self.has_priors or self.has_reranker
 
     @property
     def vector_dim(self) -> int:

@@ -49,6 +49,32 @@ class TTDSCooccurrence(nn.Module):
         flat.index_add_(0, user * num_items + self.others[pair], self.values[pair] * weights)
         return flat.view(batch, num_items, -1)
 
+    def neighbours(self, histories: Tensor, decays: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        """Sum each statistic over a history's items, for the items that have any with one of them.
+
+        Args:
+            histories: Item rows, newest last, padded with -1, (batch, max_history).
+            decays: Per statistic, the weight of an item per step into the past.
+
+        Returns:
+            Item rows, padded with -1, (batch, num_neighbours), and sums, 0 where padded, (batch,
+            num_neighbours, num_statistics).
+        """
+        user, steps_back, pair = self._pairs(histories)
+        weights = torch.tensor(decays, device=histories.device).pow(steps_back[:, None])
+        keys, place = (user * len(self.items) + self.others[pair]).unique(return_inverse=True)
+        sums = self.values.new_zeros(len(keys), len(STATISTICS))
+        sums.index_add_(0, place, self.values[pair] * weights)
+        users = keys // max(len(self.items), 1)
+        counts = users.bincount(minlength=len(histories))
+        column = torch.arange(len(keys), device=keys.device) - (counts.cumsum(0) - counts)[users]
+        shape = (len(histories), int(counts.max()) if len(keys) else 0)
+        items = histories.new_full(shape, -1)
+        items[users, column] = keys - users * len(self.items)
+        values = self.values.new_zeros(*shape, len(STATISTICS))
+        values[users, column] = sums
+        return items, values
+
     def strongest(self, histories: Tensor) -> tuple[Tensor, Tensor]:
         """Return each item's strongest transition from the history, and from how many there is one.
 

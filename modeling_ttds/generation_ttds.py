@@ -8,6 +8,7 @@ from transformers import DynamicCache, LogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_ttds import KINDS
+from .priors_ttds import TTDSPriors
 from .trie_ttds import TTDSCandidates, TTDSTrie
 
 # transformers calls its keys and values by a new name, and takes the old one until 5.40.
@@ -18,7 +19,7 @@ CACHE = (
 )
 
 
-class _SharedPrefix:
+class TTDSPrefix:
     """Prompts run once; continuations of all beams attend to them without a copy.
 
     Beams stand side by side in the sequence: each sees its prompt and its own ancestors only.
@@ -67,12 +68,40 @@ class _SharedPrefix:
         ).last_hidden_state
 
 
+def child_log_probs(
+    model: nn.Module,
+    prefix: TTDSPrefix,
+    states: Tensor,
+    nodes: Tensor,
+    depth: int,
+    priors: TTDSPriors | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities of nodes' children, padded with -inf, and the children.
+
+    Args:
+        model: A `TTDSForCausalLM`.
+        prefix: The prompts.
+        states: States behind each node, (batch, beams, hidden).
+        nodes: The nodes, (batch, beams).
+        depth: Their depth.
+        priors: As of `beam_search`.
+    """
+    logits, children = model.node_logits(states, prefix.history, nodes, depth)
+    log_probs = logits.log_softmax(-1)
+    if priors is None:
+        return log_probs, children
+    features = priors.features(log_probs, children, nodes, depth)
+    joined = model.prior_head(features, depth).masked_fill(log_probs == -torch.inf, -torch.inf)
+    return joined.log_softmax(-1), children
+
+
 def beam_search(
     model: nn.Module,
     ids: Tensor,
     mask: Tensor,
     candidates: TTDSCandidates,
     num_beams: int,
+    priors: TTDSPriors | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the best items of every prompt and their log-probabilities, best first.
 
@@ -86,23 +115,24 @@ def beam_search(
         mask: 1 for tokens, 0 for padding, (batch, length).
         candidates: What may appear.
         num_beams: Prefixes kept per level.
+        priors: What the co-occurrence memory says; None for the language model alone.
 
     Returns:
         Item rows (batch, n), padded with -1, and scores (batch, n), padded with -inf; n is at
         least `num_beams` where there are as many candidates.
     """
     trie = candidates.trie
-    prefix = _SharedPrefix(model, ids, mask)
+    prefix = TTDSPrefix(model, ids, mask)
     start = model.config.sid_token_start
     num_codes = model.config.item_tower.num_codes
     states = prefix.state  # (batch, beams, hidden)
     nodes = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
     scores = torch.zeros(len(ids), 1, device=ids.device)
     for depth in range(trie.num_levels):
-        logits, children = model.node_logits(states, prefix.history, nodes, depth)
+        log_probs, children = child_log_probs(model, prefix, states, nodes, depth, priors)
         codes = trie.codes[depth + 1][children]  # (batch, beams, children)
-        reached = scores[..., None] + logits.log_softmax(-1)
-        legal = logits > -torch.inf
+        reached = scores[..., None] + log_probs
+        legal = log_probs > -torch.inf
         legal &= candidates.count(children, depth + 1) > 0
         reached = reached.masked_fill(~legal, -torch.inf).flatten(1)
         width = children.shape[2]
@@ -143,6 +173,7 @@ def score_items(
     trie: TTDSTrie,
     items: Tensor,
     kind: str = "item",
+    priors: TTDSPriors | None = None,
 ) -> Tensor:
     """Return the exact log-probabilities of items' semantic IDs after each prompt, per level.
 
@@ -153,12 +184,13 @@ def score_items(
         trie: The trie of the items.
         items: Item rows to score, (batch, num_candidates).
         kind: `"item"`, or `"user"` where trie and rows are those of users.
+        priors: As of `beam_search`.
 
     Returns:
         The log-probability of the semantic ID up to each level, (batch, num_candidates,
         num_levels); the last is that of the item.
     """
-    prefix = _SharedPrefix(model, ids, mask)
+    prefix = TTDSPrefix(model, ids, mask)
     num_codes = model.config.item_tower.num_codes
     block = KINDS.index(kind) * trie.num_levels * num_codes
     start = model.config.sid_token_start + block
@@ -169,12 +201,11 @@ def score_items(
     for depth in range(trie.num_levels):
         nodes = trie.node_of(items, depth + 1)
         if kind == "item":
-            logits, children = model.node_logits(states, prefix.history, distinct, depth)
+            log_probs, children = child_log_probs(model, prefix, states, distinct, depth, priors)
             chosen = nodes - children[..., 0].gather(1, slot)  # children follow each other
         else:
-            logits = model.level_logits(states, kind, depth).float()
+            log_probs = model.level_logits(states, kind, depth).float().log_softmax(-1)
             chosen = trie.codes[depth + 1][nodes]
-        log_probs = logits.log_softmax(-1)
         scores.append(log_probs.flatten(1).gather(1, slot * log_probs.shape[-1] + chosen))
         if depth + 1 < trie.num_levels:
             parents = slot

@@ -18,6 +18,7 @@ from .generation_ttds import CACHE
 from .losses_ttds import TTDSLossMixin
 from .nodes_ttds import TTDSNodeHead, TTDSNodePairs
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
+from .priors_ttds import TTDSPriorHead
 from .questions_ttds import TTDSQuestionsMixin
 from .recommendation_ttds import TTDSRecommendationMixin
 from .reranker_ttds import FEATURES, TTDSReranker
@@ -101,7 +102,7 @@ class TTDSForCausalLM(
     _supports_attention_backend = True
     # In half precision the language model is halved, not what makes semantic IDs: they stay.
     _keep_in_fp32_modules_strict = {
-        r"^(item_tower|user_tower|token_table|reranker)\.",
+        r"^(item_tower|user_tower|token_table|reranker|prior_head)\.",
         r"^(item_text|item_collaborative|cooccurrence\.values|cooccurrence\.items)$",
     }
 
@@ -119,11 +120,12 @@ class TTDSForCausalLM(
             self.node_pairs = TTDSNodePairs(config)
         if config.text_encoder == "tokens":
             self.token_table = TTDSTokenTable(config.sid_token_start, tower.text_dim)
+        if config.has_cooccurrence:
+            self.cooccurrence = TTDSCooccurrence(config.num_items, config.cooccurrence_pairs)
+        if config.has_priors:
+            self.prior_head = TTDSPriorHead(tower.num_levels)
         if config.has_reranker:
-            self.set_reranker(
-                TTDSCooccurrence(config.num_items, config.cooccurrence_pairs),
-                TTDSReranker(len(FEATURES)),
-            )
+            self.reranker = TTDSReranker(len(FEATURES))
         self._catalogue, self.row_of, self._tokenizer, self._origin = [], {}, None, {}
         n = config.num_items
         self.register_buffer("item_sids", torch.zeros(n, tower.num_levels, dtype=torch.long))
@@ -158,6 +160,8 @@ class TTDSForCausalLM(
         elif isinstance(module, TTDSTokenTable | TTDSCooccurrence):
             for buffer in module.buffers():
                 init.zeros_(buffer)
+        elif isinstance(module, TTDSPriorHead):
+            module.reset()
         elif isinstance(module, TTDSReranker):
             init.zeros_(module.mean)
             init.ones_(module.std)
@@ -171,6 +175,16 @@ class TTDSForCausalLM(
         """
         self.config.has_reranker, self.config.cooccurrence_pairs = True, len(cooccurrence.others)
         self.cooccurrence, self.reranker = cooccurrence, reranker
+
+    def set_priors(self, cooccurrence: TTDSCooccurrence, prior_head: TTDSPriorHead) -> None:
+        """Give the model a co-occurrence memory whose priors join every beam search.
+
+        Args:
+            cooccurrence: The co-occurrence memory of its items.
+            prior_head: The head fitted with it.
+        """
+        self.config.has_priors, self.config.cooccurrence_pairs = True, len(cooccurrence.others)
+        self.cooccurrence, self.prior_head = cooccurrence, prior_head
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .configuration_ttds import placeholder_ids
 from .generation_ttds import beam_search, score_items
+from .priors_ttds import TTDSNodeStatistics, TTDSPriors
 from .reranker_ttds import TTDSRecall
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
@@ -45,6 +46,7 @@ class TTDSRecommendationMixin:
         batch_size: int = 64,
         rerank: bool = True,
         queries: Sequence[str] | None = None,
+        memory: bool = True,
     ) -> list[list[TTDSRecommendation]]:
         """Return the items each user is most likely to choose next, best first.
 
@@ -61,6 +63,8 @@ class TTDSRecommendationMixin:
             rerank: Whether co-occurrence memory and re-ranker join in, where the model has them;
                 otherwise the list is what the language model generates.
             queries: What each user is looking for, in words; the language model answers alone.
+            memory: Whether the priors of the co-occurrence memory join the beam search, where the
+                model has them; without them and without `rerank` the language model answers alone.
 
         Raises:
             ValueError: An argument is out of range or an item unknown; the message says which.
@@ -77,7 +81,16 @@ class TTDSRecommendationMixin:
                 f"`queries` is {queries!r}; give one text per history, {len(rows)} in all."
             )
         lists = self.recommend_rows(
-            rows, top_k, user_rows, exclude_seen, mask, num_beams, batch_size, rerank, queries
+            rows,
+            top_k,
+            user_rows,
+            exclude_seen,
+            mask,
+            num_beams,
+            batch_size,
+            rerank,
+            queries,
+            memory,
         )
         return self._named(lists)
 
@@ -145,6 +158,7 @@ class TTDSRecommendationMixin:
         batch_size: int = 64,
         rerank: bool = True,
         queries: Sequence[str] | None = None,
+        memory: bool = True,
     ) -> list[list[tuple[int, float]]]:
         """Do what `recommend` does, on item rows; returns pairs of row and log-probability.
 
@@ -158,6 +172,7 @@ class TTDSRecommendationMixin:
             batch_size: Users per step.
             rerank: Whether co-occurrence memory and re-ranker join in, where the model has them.
             queries: What each user is looking for, in words; the language model answers alone.
+            memory: Whether the priors join the beam search, where the model has them.
         """
         num_items = len(self.item_sids)
         if not 1 <= top_k <= num_items:
@@ -181,7 +196,10 @@ class TTDSRecommendationMixin:
                     prompts = self.query_prompts([queries[u] for u in users], shown, behind)
                 excluded = pad_rows(shown if exclude_seen else [[]] * len(shown), None, self.device)
                 candidates = TTDSCandidates(self.trie, allowed, excluded)
-                items, scores = beam_search(self, *prompts, candidates, num_beams)
+                priors = None
+                if memory and queries is None:
+                    priors = self.priors(shown, excluded)
+                items, scores = beam_search(self, *prompts, candidates, num_beams, priors)
                 if rerank and self.config.has_reranker and queries is None:
                     forbidden = self.forbidden(excluded, allowed)
                     number = max(NUM_CANDIDATES, top_k)
@@ -191,6 +209,28 @@ class TTDSRecommendationMixin:
                     items, scores = self._join(items, features)
                 lists += best_pairs(items, scores, top_k)
         return [pairs for _, pairs in sorted(zip(order, lists, strict=True))]
+
+    def priors(self, histories: Sequence[Sequence[int]], excluded: Tensor) -> TTDSPriors | None:
+        """Return what the co-occurrence memory says after histories; None where there is none.
+
+        Args:
+            histories: Item rows per user, newest last.
+            excluded: Item rows that may not appear, padded with -1, (batch, num_excluded).
+        """
+        if not self.config.has_priors:
+            return None
+        padded = pad_rows(histories, self.config.max_history, self.device)
+        return TTDSPriors(self.cooccurrence, self.trie, self.node_statistics, padded, excluded)
+
+    @property
+    def node_statistics(self) -> TTDSNodeStatistics:
+        """What the co-occurrence memory knows of the trie's nodes."""
+        items = self.cooccurrence.items
+        key = (id(self.trie), items.data_ptr(), items._version)
+        if getattr(self, "_statistics_key", None) != key:
+            self._statistics = TTDSNodeStatistics.build(self.trie, self.cooccurrence)
+            self._statistics_key = key
+        return self._statistics
 
     def forbidden(self, excluded: Tensor, allowed: Tensor | None) -> Tensor:
         """Return which items may not appear, (batch, num_items).

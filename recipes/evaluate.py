@@ -13,7 +13,7 @@ from recipes.config import DataOptions
 from recipes.data.load import load_data
 from recipes.data.split import split_data
 from recipes.evaluation import report
-from recipes.evaluation.report import LM_ONLY, TTDS
+from recipes.evaluation.report import LM_ONLY
 from recipes.hub.card import GENERATED_DATA
 
 
@@ -40,10 +40,9 @@ def main() -> None:
     if names[: split.num_items] != data.catalogue.item_ids:
         raise SystemExit(f"{arguments.model} was built on another catalogue than the data set's.")
     rows = {}
-    names = {LM_ONLY: False} | ({TTDS: True} if model.config.has_reranker else {})
-    for name, rerank in names.items():
-        rows[name], lists = report.evaluate_model(
-            model, split, arguments.split, arguments.num_beams, rerank
+    for row in report.rows_of(model):
+        rows[row], lists = report.evaluate_model(
+            model, split, arguments.split, arguments.num_beams, row
         )
     rows[LM_ONLY] |= report.sid_metrics(model, split, arguments.split)
     rows |= report.baseline_rows(split, arguments.split, shop)

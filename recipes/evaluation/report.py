@@ -20,7 +20,14 @@ from recipes.evaluation.baselines.popularity import popularity
 from recipes.evaluation.metrics import evaluate_run
 
 # Names of rows, in every table, plot and card.
-TTDS, LM_ONLY, RERANKER_ONLY = "TTDS", "TTDS, language model only", "re-ranker only"
+TTDS, GENERATED, LM_ONLY = "TTDS", "TTDS, generated", "TTDS, language model only"
+RERANKER_ONLY = "re-ranker only"
+# What joins the language model's beam search in each row that `recommend` can give.
+MODES = {
+    LM_ONLY: {"memory": False, "rerank": False},
+    GENERATED: {"memory": True, "rerank": False},
+    TTDS: {"memory": True, "rerank": True},
+}
 COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10")
 BASELINES = {
     "popularity": popularity,
@@ -36,7 +43,7 @@ def recommend_to(
     which: str,
     num_beams: int,
     num_users: int | None = None,
-    rerank: bool = False,
+    row: str = LM_ONLY,
 ) -> list[list[int]]:
     """Return the top 20 item rows of the users that have a target.
 
@@ -46,16 +53,16 @@ def recommend_to(
         which: `"validation"` or `"test"`.
         num_beams: Prefixes kept per level.
         num_users: Ask for the first so many users only.
-        rerank: Whether co-occurrence memory and re-ranker join in.
+        row: A row of `MODES`.
     """
     histories = [split.history(user, which) for user in split.users(which)[:num_users]]
     top_k = min(20, split.num_items)
-    lists = model.recommend_rows(histories, top_k, num_beams=max(num_beams, top_k), rerank=rerank)
+    lists = model.recommend_rows(histories, top_k, num_beams=max(num_beams, top_k), **MODES[row])
     return [[row for row, _ in pairs] for pairs in lists]
 
 
 def evaluate_model(
-    model: TTDSForCausalLM, split: Split, which: str, num_beams: int, rerank: bool
+    model: TTDSForCausalLM, split: Split, which: str, num_beams: int, row: str
 ) -> tuple[dict[str, float], list[list[int]]]:
     """Rank the whole catalogue for every user with a target; return metrics and lists.
 
@@ -64,10 +71,16 @@ def evaluate_model(
         split: The split.
         which: `"validation"` or `"test"`.
         num_beams: Prefixes kept per level.
-        rerank: Whether co-occurrence memory and re-ranker join in.
+        row: A row of `MODES`.
     """
-    lists = recommend_to(model, split, which, num_beams, rerank=rerank)
+    lists = recommend_to(model, split, which, num_beams, row=row)
     return evaluate_run(split, which, lists), lists
+
+
+def rows_of(model: TTDSForCausalLM) -> list[str]:
+    """Return the rows of `MODES` that a model can give."""
+    has = {LM_ONLY: True, GENERATED: model.config.has_priors, TTDS: model.config.has_reranker}
+    return [row for row in MODES if has[row]]
 
 
 def sid_metrics(model: TTDSForCausalLM, split: Split, which: str) -> dict[str, float]:

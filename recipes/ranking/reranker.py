@@ -1,6 +1,7 @@
 """Fit the re-ranker on validation targets, and measure what each part brings."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,16 +10,19 @@ from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 
 from modeling_ttds import reranker_ttds
-from modeling_ttds.generation_ttds import TTDSCandidates, beam_search
+from modeling_ttds.generation_ttds import beam_search
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.priors_ttds import TTDSPriorHead
 from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
 from modeling_ttds.reranker_ttds import BLEND, FEATURES, FLOOR, MODEL_FEATURES, TTDSReranker
+from modeling_ttds.trie_ttds import TTDSCandidates
 from recipes.config import RerankerOptions
 from recipes.data.split import Split
 from recipes.evaluation.metrics import evaluate_run
-from recipes.evaluation.report import LM_ONLY, RERANKER_ONLY, TTDS, evaluate_model
+from recipes.evaluation.report import GENERATED, LM_ONLY, RERANKER_ONLY, TTDS, evaluate_model
 from recipes.index.embeddings import cached, hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
+from recipes.ranking.priors import cross_fit_priors, node_choices
 
 AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
 OF_NEW = dict.fromkeys(  # what features say of an item that nobody has chosen
@@ -33,8 +37,13 @@ CODE = [Path(file).read_text("utf-8") for file in (__file__, reranker_ttds.__fil
 
 @torch.no_grad()
 def reranker_data(
-    model: TTDSForCausalLM, split: Split, which: str, num_beams: int, batch_size: int = 64
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    model: TTDSForCausalLM,
+    split: Split,
+    which: str,
+    num_beams: int,
+    heads: Sequence[TTDSPriorHead],
+    batch_size: int = 64,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Collect the candidates of every user with a target and their features.
 
     Args:
@@ -42,30 +51,40 @@ def reranker_data(
         split: The split.
         which: `"validation"` or `"test"`.
         num_beams: Beams that join the candidates.
+        heads: The prior heads; the n-th user is searched for with the n-th of them, and so on
+            around, so that none has seen its user's target.
         batch_size: Users per step.
 
     Returns:
         Item rows, padded with -1, (num_users, num_candidates), features, (num_users,
-        num_candidates, num_features), which candidate is the target, or -1, (num_users,), and what
-        the language model generates alone, padded with -1, (num_users, num_beams); all on the CPU.
+        num_candidates, num_features), which candidate is the target, or -1, (num_users,), and, per
+        row of a table, what is generated, padded with -1, (num_users, num_beams); all on the CPU.
     """
     model.eval()
     users = split.users(which)
-    items, features, generated = [], [], []
-    for first in tqdm(range(0, len(users), batch_size), desc="re-ranker features", unit="batch"):
-        shown = [split.history(u, which).tolist() for u in users[first : first + batch_size]]
+    folds = torch.arange(len(users)) % len(heads)
+    order = folds.argsort(stable=True)
+    items, features, generated = [], [], {LM_ONLY: [], GENERATED: []}
+    steps = [p for k in range(len(heads)) for p in order[folds[order] == k].split(batch_size)]
+    for places in tqdm(steps, desc="re-ranker features", unit="batch"):
+        model.prior_head = heads[int(folds[places[0]])].to(model.device)
+        shown = [split.history(user, which).tolist() for user in users[places]]
         prompts = model.history_prompts(shown, shown)
         excluded = pad_rows(shown, None, model.device)
         candidates = TTDSCandidates(model.trie, None, excluded)
-        beams = beam_search(model, *prompts, candidates, num_beams)[0][:, :num_beams]
+        for row in generated:
+            priors = model.priors(shown, excluded) if row == GENERATED else None
+            beams = beam_search(model, *prompts, candidates, num_beams, priors)[0][:, :num_beams]
+            missing = num_beams - beams.shape[1]
+            generated[row].append(F.pad(beams, (0, missing), value=-1).cpu())
         forbidden = model.forbidden(excluded, None)
         found = model.reranker_features(shown, prompts, beams, forbidden)
-        missing = num_beams - beams.shape[1]
         items.append(F.pad(found[0], (0, missing), value=-1).cpu())
         features.append(F.pad(found[1], (0, 0, 0, missing)).cpu())
-        generated.append(F.pad(beams, (0, missing), value=-1).cpu())
-    items, features = torch.cat(items), torch.cat(features)
-    return items, features, _place(items, split, which), torch.cat(generated)
+    back = order.argsort()
+    items, features = torch.cat(items)[back], torch.cat(features)[back]
+    generated = {row: torch.cat(parts)[back] for row, parts in generated.items()}
+    return items, features, _place(items, split, which), generated
 
 
 def _place(items: Tensor, split: Split, which: str) -> Tensor:
@@ -266,7 +285,7 @@ def rank(
     rows, lists = {"validation": {}, "test": {}}, {}
     for which in rows:
         rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(
-            model, split, which, num_beams, rerank=False
+            model, split, which, num_beams, LM_ONLY
         )
     return rows, lists
 
@@ -303,8 +322,11 @@ def join(
         split.training, split.num_items, min_pair_users, split.training_timestamps
     )
     model.set_reranker(cooccurrence.to(model.device), TTDSReranker(len(FEATURES)).to(model.device))
-    items, features, target, generated = reranker_data(model, split, "validation", num_beams)
-    lists = {"validation": {LM_ONLY: generated[:, :20]}, "test": {}}
+    model.set_priors(model.cooccurrence, TTDSPriorHead(model.config.item_tower.num_levels))
+    head, heads = cross_fit_priors(node_choices(model, split, "validation"), seed=seed)
+    data = reranker_data(model, split, "validation", num_beams, heads)
+    items, features, target, generated = data
+    lists = {"validation": {row: found[:, :20] for row, found in generated.items()}, "test": {}}
     rerankers = {}
     for row, view in VIEWS.items():
         seen, described = view(items, features)
@@ -316,8 +338,8 @@ def join(
         lists["validation"][row] = cross_fit(seen, described, found, **fit)
         rerankers[row] = fit_reranker(seen, described, found, **fit)
     recall = (target >= 0).float().mean().item()
-    items, features, _, generated = reranker_data(model, split, "test", num_beams)
-    lists["test"][LM_ONLY] = generated[:, :20]
+    items, features, _, generated = reranker_data(model, split, "test", num_beams, [head])
+    lists["test"] |= {row: found[:, :20] for row, found in generated.items()}
     for row, view in VIEWS.items():
         lists["test"][row] = ranked(rerankers[row], *view(items, features))
     model.set_reranker(model.cooccurrence, rerankers[TTDS].to(model.device))

@@ -461,8 +461,8 @@ assert half.dtype == torch.bfloat16
 assert all(p.dtype == torch.bfloat16 for p in (*half.model.parameters(), half.lm_head.weight))
 rows = torch.tensor([[3, 4, 5], [-1, 7, 2]])
 assert half.sids_of_users(rows).equal(model.sids_of_users(rows))
-for re-ranker in (True, False):
-    ours, theirs = (m.recommend([history], 5, rerank=re-ranker)[0] for m in (half, model))
+for rerank in (True, False):
+    ours, theirs = (m.recommend([history], 5, rerank=rerank)[0] for m in (half, model))
     assert all(abs(a.score - b.score) < 0.1 for a, b in zip(ours, theirs))
 new = {"item_id": "new", "title": "A walnut kettle"}
 half.add_items([new])

@@ -1,0 +1,157 @@
+"""Fit the head that joins the co-occurrence memory's priors with the language model."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from tqdm.auto import tqdm
+
+from modeling_ttds.generation_ttds import TTDSPrefix
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.priors_ttds import TTDSPriorHead
+from modeling_ttds.recommendation_ttds import pad_rows
+from recipes.data.split import Split
+
+
+@dataclass(frozen=True)
+class NodeChoices:
+    """At one level, the children of the node on each user's way, and which one was chosen.
+
+    Args:
+        features: (num_users, num_children, num_features).
+        real: Which of the children are there, (num_users, num_children).
+        chosen: Which one leads to the target, (num_users,).
+    """
+
+    features: Tensor
+    real: Tensor
+    chosen: Tensor
+
+    def __getitem__(self, users: Tensor) -> "NodeChoices":
+        return NodeChoices(self.features[users], self.real[users], self.chosen[users])
+
+
+@torch.no_grad()
+def node_choices(
+    model: TTDSForCausalLM, split: Split, which: str, batch_size: int = 128
+) -> list[NodeChoices]:
+    """Follow every user's target down the trie, one result per level.
+
+    Args:
+        model: A model with a co-occurrence memory and a prior head.
+        split: The split.
+        which: `"validation"` or `"test"`.
+        batch_size: Users per step.
+    """
+    model.eval()
+    users, trie = split.users(which), model.trie
+    targets = torch.from_numpy(split.targets(which)[users]).to(model.device)
+    first = model.config.sid_token_start
+    found = [[] for _ in range(trie.num_levels)]
+    for rows in tqdm(torch.arange(len(users)).split(batch_size), desc="priors", unit="batch"):
+        shown = [split.history(users[row], which).tolist() for row in rows]
+        prefix = TTDSPrefix(model, *model.history_prompts(shown, shown))
+        priors = model.priors(shown, pad_rows(shown, None, model.device))
+        states, target = prefix.state, targets[rows][:, None]  # (batch, 1, hidden), (batch, 1)
+        for level in range(trie.num_levels):
+            nodes = trie.node_of(target, level)
+            logits, children = model.node_logits(states, prefix.history, nodes, level)
+            features = priors.features(logits.log_softmax(-1), children, nodes, level)
+            child = trie.node_of(target, level + 1)
+            found[level].append(
+                NodeChoices(
+                    features[:, 0].cpu(),
+                    (logits > -torch.inf)[:, 0].cpu(),
+                    (child - children[..., 0])[:, 0].cpu(),
+                )
+            )
+            if level + 1 < trie.num_levels:
+                code = trie.codes[level + 1][child]
+                tokens = first + level * model.config.item_tower.num_codes + code
+                states = prefix.extend(tokens, torch.zeros_like(tokens))
+    return [_joined(parts) for parts in found]
+
+
+def _joined(parts: list[NodeChoices]) -> NodeChoices:
+    width = max(part.real.shape[1] for part in parts)
+    missing = [width - part.real.shape[1] for part in parts]
+    return NodeChoices(
+        torch.cat([F.pad(p.features, (0, 0, 0, m)) for p, m in zip(parts, missing, strict=True)]),
+        torch.cat([F.pad(p.real, (0, m)) for p, m in zip(parts, missing, strict=True)]),
+        torch.cat([part.chosen for part in parts]),
+    )
+
+
+def fit_priors(
+    choices: list[NodeChoices],
+    *,
+    num_epochs: int = 12,
+    batch_size: int = 256,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    name: str = "prior head",
+) -> TTDSPriorHead:
+    """Fit a prior head by softmax cross-entropy over the children of every node on the way.
+
+    Args:
+        choices: As of `node_choices`.
+        num_epochs: Epochs over the users.
+        batch_size: Users per step.
+        learning_rate: Of AdamW; it falls to zero as a cosine.
+        seed: Seed of weights, order and dropout.
+        name: What the progress bar calls it.
+    """
+    torch.manual_seed(seed)
+    head = TTDSPriorHead(len(choices))
+    head.reset()
+    for level, choice in enumerate(choices):
+        flat = choice.features[choice.real]
+        head.mean[level] = flat.mean(0)
+        head.std[level] = flat.std(0).clamp_min(1e-3)
+    num_users = len(choices[0].chosen)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-2)
+    steps = num_epochs * -(-num_users // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    head.train()
+    for _ in tqdm(range(num_epochs), desc=f"fit {name}", unit="epoch"):
+        for users in torch.randperm(num_users).split(batch_size):
+            optimizer.zero_grad()
+            prior_loss(head, [choice[users] for choice in choices]).backward()
+            optimizer.step()
+            schedule.step()
+    return head.eval()
+
+
+def cross_fit_priors(
+    choices: list[NodeChoices], *, num_folds: int = 4, seed: int = 0
+) -> tuple[TTDSPriorHead, list[TTDSPriorHead]]:
+    """Return the head of all users, and one per fold that has not seen it.
+
+    Args:
+        choices: As of `node_choices`.
+        num_folds: Number of folds; the n-th user is in the n-th of them, and so on around.
+        seed: As of `fit_priors`.
+    """
+    folds = torch.arange(len(choices[0].chosen)) % num_folds
+    heads = []
+    for fold in range(num_folds):
+        rest = (folds != fold).nonzero()[:, 0]
+        name = f"prior head, part {fold + 1} of {num_folds}"
+        heads.append(fit_priors([choice[rest] for choice in choices], seed=seed, name=name))
+    return fit_priors(choices, seed=seed), heads
+
+
+def prior_loss(head: TTDSPriorHead, choices: list[NodeChoices]) -> Tensor:
+    """Return the mean over users of minus the log-probability of their targets.
+
+    Args:
+        head: The head.
+        choices: As of `node_choices`.
+    """
+    return sum(
+        F.cross_entropy(
+            head(choice.features, level).masked_fill(~choice.real, -torch.inf), choice.chosen
+        )
+        for level, choice in enumerate(choices)
+    )
