@@ -6,7 +6,7 @@ python -m benchmarks.baseline --name toys --dataset_name FOLDER
     --method sasrec-full-cross-entropy --max_configurations 3
 
 Every method has the same budget of at most twelve configurations; the JSON holds what each scored.
-Counts + text starts from what Markov chain chose. Of SASRec and the bilinear similarity, seed 0
+Markov chain + text starts from what Markov chain chose. Of SASRec and the bilinear similarity, seed 0
 tunes and other seeds take what it chose; `all` is all others.
 """
 
@@ -19,15 +19,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from recipes.evaluation.baselines.ease import ease
-from recipes.evaluation.baselines.markov import markov_chain, markov_chain_and_text
-from recipes.evaluation.baselines.neighbours import item_knn
-from recipes.evaluation.baselines.popularity import popularity
-
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
-from benchmarks.result import RESULTS, result_name, slug, write_result, write_run
+from benchmarks.result import RESULTS, result_name, slug, write_result
 from recipes.data.split import Split, split_data
 from recipes.data.tables import read_data
 from recipes.evaluation.baselines.bilinear import (
@@ -35,6 +30,10 @@ from recipes.evaluation.baselines.bilinear import (
     fit_bilinear,
     rank_bilinear,
 )
+from recipes.evaluation.baselines.ease import ease
+from recipes.evaluation.baselines.markov import markov_chain, markov_chain_and_text
+from recipes.evaluation.baselines.neighbours import item_knn
+from recipes.evaluation.baselines.popularity import popularity
 from recipes.evaluation.baselines.sasrec import SASRecSettings, fit_sasrec, rank_sasrec
 from recipes.evaluation.metrics import evaluate_run
 from recipes.index.embeddings import collaborative_embeddings, read_text_embeddings
@@ -88,8 +87,10 @@ def fit(
     if method in (TEXT, SIMILARITY):
         text = read_text_embeddings(folder / "text_embeddings.safetensors", split.num_items)
     if method == SIMILARITY:
-        company = collaborative_embeddings(split.training, split.num_items, COLLABORATIVE_DIM, seed)
-        model = fit_bilinear(split, [text, company], BilinearSettings(**config), seed)
+        collaborative = collaborative_embeddings(
+            split.training, split.num_items, COLLABORATIVE_DIM, seed
+        )
+        model = fit_bilinear(split, [text, collaborative], BilinearSettings(**config), seed)
         return partial(rank_bilinear, model, split)
     if method == TEXT:
         config = config | {"text": text.numpy()}
@@ -135,8 +136,7 @@ def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
         "validation": validation,
         "test": evaluate_run(split, "test", lists),
     }
-    write_result(name, arguments.seed, time.perf_counter() - begun, content)
-    write_run(name, lists)
+    write_result(name, arguments.seed, time.perf_counter() - begun, content, lists)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.compare --name scientific --dataset_name FOLDER
 
-Reads the ranked lists kept beside the results and resamples users. Validation targets say which
+Reads the ranked lists of the results (--lists; each must be the recorded one) and resamples users. Validation targets say which
 baseline is best. A method with several seeds counts by the mean over them, per user.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.result import (
+    LISTS,
     best_baseline,
     dataset_name,
     ranking_runs,
@@ -80,13 +81,14 @@ def bootstrap(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict[str, 
     return report
 
 
-def compare(split: Split, dataset: str, tie_break: str) -> dict:
+def compare(split: Split, dataset: str, tie_break: str, lists: Path = LISTS) -> dict:
     """Return the comparisons on one data set, on all test users and on every slice.
 
     Args:
         split: The split of the data set.
         dataset: Its name in the results.
         tie_break: Its order of ties.
+        lists: Folder of the ranked lists.
     """
     # A run on another shuffle has other targets and can't be paired.
     rows = [row for row in results() if row.get("data_sha256") == split.data.sha256]
@@ -102,7 +104,7 @@ def compare(split: Split, dataset: str, tie_break: str) -> dict:
 
     def mean_over_seeds(method: str) -> np.ndarray:
         names = [result_name(dataset, tie_break, method, run["seed"]) for run in methods[method]]
-        return np.mean([user_metrics(read_run(name), targets) for name in names], axis=0)
+        return np.mean([user_metrics(read_run(name, lists), targets) for name in names], axis=0)
 
     ours = mean_over_seeds(TTDS)
     against = {}
@@ -135,11 +137,16 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="name of the data set in the results")
     parser.add_argument("--dataset_name", help="folder; the generated data by default")
     parser.add_argument("--tie_break", default="published", choices=("published", "shuffled"))
+    parser.add_argument("--lists", type=Path, default=LISTS, help="folder of the ranked lists")
     arguments = parser.parse_args()
     begun = time.perf_counter()
     folder = arguments.dataset_name
     data = read_data(folder, tie_break=arguments.tie_break) if folder else toyshop.generate().data
-    content = compare(split_data(data), arguments.name, arguments.tie_break)
+    split = split_data(data)
+    try:
+        content = compare(split, arguments.name, arguments.tie_break, arguments.lists)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from None
     name = dataset_name(arguments.name, arguments.tie_break)
     write_result(f"{name}-compare", 0, time.perf_counter() - begun, content)
     for method, found in content["against"].items():

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from benchmarks.result import slug, write_result, write_run
+from benchmarks.result import slug, write_result
 from recipes.data.split import Split, split_data
 from recipes.data.tables import read_data
 from recipes.evaluation.metrics import evaluate_run
@@ -191,8 +191,7 @@ def main() -> None:
         "validation": evaluate_run(split, "validation", chosen["validation"]),
         "test": evaluate_run(split, "test", chosen["test"]),
     }
-    write_result(name, arguments.seed, chosen["seconds"], content)
-    write_run(name, chosen["test"])
+    write_result(name, arguments.seed, chosen["seconds"], content, chosen["test"])
     print({metric: round(content["test"][metric], 4) for metric in ("HR@10", "NDCG@10")})
 
 

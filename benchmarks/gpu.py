@@ -122,6 +122,9 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path, help="folder of wheels to put on the path")
     parser.add_argument("--work", type=Path, default=Path("outputs/gpu"), help="kept between calls")
     parser.add_argument("--results", type=Path, required=True, help="where results are copied to")
+    parser.add_argument(
+        "--lists", type=Path, default=Path("outputs/lists"), help="where ranked lists are written"
+    )
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--commit", help="commit of this tree, where no repository is")
     parser.add_argument("--toy", action="store_true", help="toy size, generated data, CPU")
@@ -144,7 +147,7 @@ def main() -> None:
     # A process that Accelerate starts gets one thread where nothing is said; towers are fitted on
     # the CPU.
     environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1"} | os.environ
-    environment["TTDS_RESULTS"] = str(kept)
+    environment |= {"TTDS_RESULTS": str(kept), "TTDS_LISTS": str(ROOT / arguments.lists)}
     if arguments.commit:
         environment["TTDS_COMMIT"] = arguments.commit
     if arguments.wheels:

@@ -1,12 +1,11 @@
-"""Run the recipe and keep one JSON and the ranked lists per row of its table in benchmarks/results.
+"""Run the recipe and keep one JSON per row of its table; the ranked lists go into outputs/lists.
 
 python -m benchmarks.recipe --name toyshop --seed 0
-python -m benchmarks.recipe --name scientific --seed 0 --config
-recipes/experiments/scientific/sft.yaml
-    --dataset_name FOLDER
+python -m benchmarks.recipe --name scientific --seed 0 --dataset_name FOLDER
+    --config recipes/experiments/scientific/sft.yaml
 python -m benchmarks.recipe --name scientific --method "TIGER, static text codes"
-    --output_dir outputs/tiger-0 --config recipes/experiments/scientific/tiger.yaml --dataset_name
-    FOLDER
+    --output_dir outputs/tiger-0 --dataset_name FOLDER
+    --config recipes/experiments/scientific/tiger.yaml
 
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 """
@@ -21,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.result import result_name, write_result, write_run
+from benchmarks.result import result_name, write_result
 from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY, TTDS
 
@@ -115,9 +114,7 @@ def main() -> None:
             "validation": metrics["validation"].get(row),
             "test": test,
         }
-        write_result(name, arguments.seed, seconds, content)
-        if row in lists:
-            write_run(name, lists[row])
+        write_result(name, arguments.seed, seconds, content, lists.get(row))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Write the ranked lists of a result, and the data they are about, as any referee reads them.
 
-python -m benchmarks.rescore scientific-ttds-seed0 --dataset_name FOLDER --output outputs/rescore
-    --referee score.py
+python -m benchmarks.rescore scientific-ttds-seed0 --dataset_name FOLDER --lists FOLDER_OR_FILE
+    --output outputs/rescore --referee score.py
+
+The lists of every run lie in outputs/lists; a result records their SHA-256, and the command that
+makes them again. Other lists than the recorded ones are refused.
 
 A referee is called with the output folder, which gets both tables of the data set in the order of
 the result, and a file of lists: {"user_id": ..., "items": [best, ...]} per test user.
@@ -13,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.result import RESULTS, order, read_run
+from benchmarks.result import LISTS, RESULTS, order, read_run
 from recipes.data import toyshop
 from recipes.data.split import split_data
 from recipes.data.tables import read_data, write_data
@@ -28,9 +31,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="name of the result, without .json")
     parser.add_argument("--dataset_name", help="folder; the generated data by default")
+    parser.add_argument(
+        "--lists", type=Path, default=LISTS, help="folder or file of the lists; outputs/lists"
+    )
     parser.add_argument("--output", required=True, type=Path, help="where to write")
     parser.add_argument("--referee", help="Python script to call with the output and the lists")
     arguments = parser.parse_args()
+    if not (RESULTS / f"{arguments.name}.json").is_file():
+        parser.error(f"{RESULTS} has no {arguments.name}.json; name one of its results.")
     row = json.loads((RESULTS / f"{arguments.name}.json").read_text("utf-8"))
     folder = arguments.dataset_name
     data = (
@@ -44,7 +52,12 @@ def main() -> None:
             f"{folder or 'the generated data'} is {data.sha256}: pass the data set of the result "
             "as --dataset_name."
         )
-    split, lists = split_data(data), read_run(arguments.name)
+    try:
+        lists = read_run(arguments.name, arguments.lists)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from None
+    print(f"These are the recorded lists of {arguments.name}.", flush=True)
+    split = split_data(data)
     metrics = evaluate_run(split, "test", lists)
     for key in sorted(metrics.keys() & row["test"].keys()):
         if metrics[key] != row["test"][key]:

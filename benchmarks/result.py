@@ -1,6 +1,6 @@
-"""One JSON per measured result, with all that is needed to make it again, and its ranked lists."""
+"""One JSON per measured result, with all that is needed to make it again, and the hash of its lists."""
 
-import gzip
+import hashlib
 import json
 import os
 import platform
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
-from recipes.evaluation.report import RERANKER_ONLY, TTDS, hardware, slug, write_json
+from recipes.evaluation.report import RERANKER_ONLY, TTDS, hardware, slug, write_json, write_text
 
 RESULTS = Path(os.environ.get("TTDS_RESULTS", Path(__file__).parent / "results"))
-LARGEST_RUN_FILE = 3_000_000
+# The lists themselves stay out of the repository: a result records their hash.
+LISTS = Path(os.environ.get("TTDS_LISTS", Path(__file__).parents[1] / "outputs" / "lists"))
+SUFFIX = ".run.jsonl"
 # As of the start: a commit may be made while something runs. Where no repository is, it is told.
 COMMIT = (
     os.environ.get("TTDS_COMMIT")
@@ -27,18 +29,27 @@ COMMIT = (
 )
 
 
-def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
-    """Write `benchmarks/results/NAME.json`.
+def write_result(
+    name: str,
+    seed: int,
+    seconds: float,
+    content: dict,
+    lists: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Write `benchmarks/results/NAME.json`, and the ranked lists into `outputs/lists`.
+
+    Of the lists the result records the SHA-256.
 
     Args:
         name: Name of the result.
         seed: Its seed.
         seconds: Wall time it took.
         content: What was measured.
+        lists: As of `lists_text`, where it is lists that were measured.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": COMMIT,
         "seed": seed,
         "hardware": hardware(),
@@ -47,6 +58,11 @@ def write_result(name: str, seed: int, seconds: float, content: dict) -> None:
         "peak_memory_mb": round(peak),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if lists is not None:
+        text = lists_text(lists)
+        result["lists_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        LISTS.mkdir(parents=True, exist_ok=True)
+        write_text(LISTS / f"{name}{SUFFIX}", text)
     write_json(RESULTS / f"{name}.json", result | content)
 
 
@@ -119,40 +135,42 @@ def dataset_name(dataset: str, tie_break: str) -> str:
     return dataset if tie_break == "published" else f"{dataset}-{tie_break}"
 
 
-def write_run(name: str, lists: Sequence[Sequence[int]]) -> None:
-    """Keep the ranked test lists of a result as `benchmarks/results/NAME.run.jsonl.gz`.
+def lists_text(lists: Sequence[Sequence[int]]) -> str:
+    """Return ranked lists as their file holds them, one JSON list per line.
 
-    Item rows only, no id of a user or an item: the data is not ours to pass on. A file that would
-    be too large is not kept, nor is an older one of that name, which would tell of another run.
+    Item rows only, no id of a user or an item: the data is not ours to pass on.
 
     Args:
-        name: Name of the result.
         lists: Per user of `split.users("test")`, item rows from best to worst; 20 are kept.
     """
-    text = "".join(f"{json.dumps([int(row) for row in rows[:20]])}\n" for rows in lists)
-    packed = gzip.compress(text.encode(), mtime=0)
-    file = RESULTS / f"{name}.run.jsonl.gz"
-    if len(packed) >= LARGEST_RUN_FILE:
-        file.unlink(missing_ok=True)
-        return
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".tmp")
-    scratch.write_bytes(packed)
-    scratch.replace(file)
+    return "".join(f"{json.dumps([int(row) for row in rows[:20]])}\n" for rows in lists)
 
 
-def read_run(name: str) -> list[list[int]]:
-    """Return the ranked test lists that `write_run` kept.
+def read_run(name: str, place: Path = LISTS) -> list[list[int]]:
+    """Return the ranked test lists of a result, if they are the recorded ones.
 
     Args:
         name: Name of the result.
+        place: Folder of `NAME.run.jsonl`, or the file itself.
 
     Raises:
-        FileNotFoundError: None were kept.
+        FileNotFoundError: There is no such file.
+        ValueError: The result records no lists, or others.
     """
-    file = RESULTS / f"{name}.run.jsonl.gz"
-    if not file.exists():
+    row = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    file = place / f"{name}{SUFFIX}" if place.is_dir() else place
+    if not file.is_file():
         raise FileNotFoundError(
-            f"{file} is not there: the lists of {name!r} were too large to keep; run its command."
+            f"The lists of {name!r} are not at {file}; name their folder by --lists, or make them "
+            f"again: {row.get('command')}"
         )
-    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+    if "lists_sha256" not in row:
+        raise ValueError(f"{name!r} records no `lists_sha256`, so no lists can be told to be its.")
+    content = file.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != row["lists_sha256"]:
+        raise ValueError(
+            f"{file} is not what {name!r} was measured on: its SHA-256 is {found}, `lists_sha256` "
+            f"is {row['lists_sha256']}; name the folder of the recorded lists by --lists."
+        )
+    return [json.loads(line) for line in content.splitlines()]

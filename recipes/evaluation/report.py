@@ -202,7 +202,7 @@ def write_json(file: str | Path, content: object) -> None:
         file: Where to.
         content: What json can hold.
     """
-    _replace(file, json.dumps(content, indent=2) + "\n")
+    write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def write_run(file: str | Path, split: Split, which: str, lists: Sequence[Sequence[int]]) -> None:
@@ -219,7 +219,7 @@ def write_run(file: str | Path, split: Split, which: str, lists: Sequence[Sequen
         json.dumps({"user_id": user_ids[user], "items": [item_ids[row] for row in rows]})
         for user, rows in zip(split.users(which), lists, strict=True)
     ]
-    _replace(file, "\n".join(lines) + "\n")
+    write_text(file, "\n".join(lines) + "\n")
 
 
 def slug(method: str) -> str:
@@ -243,7 +243,13 @@ def run_file(row: str, rows: Iterable[str]) -> str:
     return "run.jsonl" if row == main else f"run-{slug(row)}.jsonl"
 
 
-def _replace(file: str | Path, text: str) -> None:
+def write_text(file: str | Path, text: str) -> None:
+    """Write a text by way of a scratch file, so that no half of it is ever left.
+
+    Args:
+        file: Where to.
+        text: What it holds.
+    """
     scratch = Path(file).with_suffix(".tmp")
     scratch.write_text(text, "utf-8")
     scratch.replace(file)

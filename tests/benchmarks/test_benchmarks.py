@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -15,11 +16,12 @@ from safetensors.torch import save_file
 
 from benchmarks import baseline, compare, result, tables
 from recipes.data.tables import write_data
+from recipes.data.toyshop import generate
 from recipes.evaluation.baselines.popularity import popularity
 from recipes.evaluation.metrics import evaluate_run
 from tests.conftest import ROOT, SHARED
 
-KEPT = "toyshop-ttds-seed0"
+KEPT = "shop-popularity-seed0"
 REFEREE = SHARED / "scoring" / "score.py"
 HIT_RATE = """
 import json, sys
@@ -34,59 +36,95 @@ print("HR@10", sum(last[row["user_id"]] in row["items"][:10] for row in lists) /
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """A results folder of the test's own."""
+    """A results folder and a folder of lists of the test's own."""
     monkeypatch.setattr(result, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(result, "LISTS", tmp_path / "lists")
     return tmp_path / "results"
 
 
-def python(*arguments):
+def python(*arguments, **variables):
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {name: str(value) for name, value in variables.items()},
+    )  # fmt: skip
 
 
-def test_lists_come_back_as_item_rows_cut_to_twenty(results):
+def test_lists_come_back_as_item_rows_cut_to_twenty(results, tmp_path):
     lists = np.arange(75).reshape(3, 25)
-    result.write_run("some", lists)
-    assert result.read_run("some") == lists[:, :20].tolist()
-    first = (results / "some.run.jsonl.gz").read_bytes()
-    result.write_run("some", lists)
-    assert (results / "some.run.jsonl.gz").read_bytes() == first, "no time stamp in it"
+    result.write_result("some", 0, 1.0, {}, lists)
+    file = tmp_path / "lists" / "some.run.jsonl"
+    for place in (tmp_path / "lists", file):
+        assert result.read_run("some", place) == lists[:, :20].tolist()
+    assert [file.name for file in results.iterdir()] == ["some.json"], "no lists beside results"
+    first = file.read_bytes()
+    result.write_result("some", 0, 1.0, {}, lists)
+    assert file.read_bytes() == first
 
 
-def test_lists_too_large_are_not_kept_nor_older_ones(results):
-    result.write_run("some", [[1, 2]])
-    random = np.random.default_rng(0).integers(0, 10**9, (40_000, 20))
-    result.write_run("some", random)
-    assert not list(results.iterdir())
-    with pytest.raises(FileNotFoundError, match="'some' were too large"):
-        result.read_run("some")
+def test_other_lists_than_the_recorded_ones_are_refused(results, tmp_path):
+    folder = tmp_path / "lists"
+    result.write_result("some", 0, 1.0, {}, [[1, 2], [3, 4]])
+    result.write_result("other", 0, 1.0, {}, [[1, 2], [4, 3]])
+    result.write_result("none", 0, 1.0, {})
+    with pytest.raises(ValueError, match="is not what 'some' was measured on: its SHA-256 is "):
+        result.read_run("some", folder / "other.run.jsonl")
+    with pytest.raises(ValueError, match="'none' records no `lists_sha256`"):
+        result.read_run("none", folder / "other.run.jsonl")
+    (folder / "some.run.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="'some' are not at .* --lists, or make them again"):
+        result.read_run("some", folder)
+
+
+@pytest.fixture
+def kept(shop, split, results, tmp_path):
+    """The result of a method on a data set of files: arguments and variables of `rescore`."""
+    write_data(shop.data, tmp_path / "data")
+    keep(split, "popularity", 0, popularity(split, "test", 20).tolist(), 0.1)
+    arguments = [
+        "-m", "benchmarks.rescore", KEPT, "--dataset_name", tmp_path / "data",
+        "--output", tmp_path / "output",
+    ]  # fmt: skip
+    return arguments, {"TTDS_RESULTS": results, "TTDS_LISTS": tmp_path / "lists"}
 
 
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
-def test_a_referee_scores_kept_lists_the_same(whose, tmp_path):
+def test_a_referee_scores_kept_lists_the_same(whose, kept, tmp_path):
     referee = REFEREE
     if whose == "ours":
         referee = tmp_path / "referee.py"
         referee.write_text(HIT_RATE)
     elif not REFEREE.exists():
         pytest.skip("../shared/scoring/score.py is not here")
-    output = tmp_path / "output"
-    done = python("-m", "benchmarks.rescore", KEPT, "--output", output, "--referee", referee)
+    arguments, variables = kept
+    done = python(*arguments, "--referee", referee, **variables)
     assert done.returncode == 0, done.stderr
+    assert f"These are the recorded lists of {KEPT}." in done.stdout
     said = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     expected = json.loads((result.RESULTS / f"{KEPT}.json").read_text())["test"]["HR@10"]
     assert float(said["HR@10"]) == pytest.approx(expected, abs=5e-5)
 
 
-def test_another_data_set_is_refused(shop, tmp_path):
-    write_data(shop.data, tmp_path / "data")
-    output = tmp_path / "output"
-    done = python(
-        "-m", "benchmarks.rescore", KEPT, "--dataset_name", tmp_path / "data", "--output", output
-    )
-    assert done.returncode != 0 and "`data_sha256` of toyshop-ttds-seed0" in done.stderr
-    assert not output.exists()
+def test_another_data_set_is_refused(kept, tmp_path):
+    arguments, variables = kept
+    write_data(generate(seed=2, num_users=150, num_items=72).data, tmp_path / "data")
+    done = python(*arguments, **variables)
+    assert done.returncode != 0 and f"`data_sha256` of {KEPT}" in done.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_lists_of_any_folder_are_rescored_if_they_are_the_recorded_ones(kept, tmp_path):
+    arguments, variables = kept
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    (tmp_path / "lists" / f"{KEPT}.run.jsonl").rename(elsewhere)
+    done = python(*arguments, **variables)
+    assert done.returncode != 0 and "or make them again" in done.stderr
+    done = python(*arguments, "--lists", elsewhere, **variables)
+    assert done.returncode == 0, done.stderr
+    first, *rest = elsewhere.read_text().splitlines(keepends=True)
+    elsewhere.write_text("".join([*rest, first]))
+    done = python(*arguments, "--lists", elsewhere, **variables)
+    assert done.returncode != 0 and f"is not what {KEPT!r} was measured on" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_bootstrap_of_known_answer():
@@ -111,8 +149,7 @@ def keep(split, method, seed, lists, validation):
         "data_sha256": split.data.sha256, "validation": {"NDCG@10": validation},
         "test": evaluate_run(split, "test", lists),
     }  # fmt: skip
-    result.write_result(name, seed, 1.0, content)
-    result.write_run(name, lists)
+    result.write_result(name, seed, 1.0, content, lists)
 
 
 def test_ours_is_compared_with_the_baseline_best_on_validation(split, results):
@@ -125,7 +162,7 @@ def test_ours_is_compared_with_the_baseline_best_on_validation(split, results):
     keep(split, "item-kNN", 0, first, 0.2)  # better on test, which must not count
     keep(split, "oracle", 0, first, 1.0)
     keep(split, "re-ranker only", 0, [[]] * len(target), 0.8)  # ours in part
-    found = compare.compare(split, "shop", "published")
+    found = compare.compare(split, "shop", "published", result.LISTS)
     assert found["best_baseline"] == "popularity" and found["of"]["seeds"] == [0, 1]
     assert list(found["against"]) == ["re-ranker only", "popularity"]
     groups = found["against"]["popularity"]["slices"]
@@ -210,20 +247,22 @@ def test_settings_for_a_gpu_are_those_the_jobs_name():
             assert (ROOT / command[command.index("--config") + 1]).exists()
 
 
-def test_counts_and_text_starts_from_the_tuned_counts(split, results, tmp_path, monkeypatch):
+def test_markov_chain_and_text_starts_from_the_tuned_markov_chain(
+    split, results, tmp_path, monkeypatch
+):
     monkeypatch.setattr(baseline, "RESULTS", results)
     save_file({"text": torch.eye(split.num_items)}, tmp_path / "text_embeddings.safetensors")
     arguments = argparse.Namespace(
         name="shop", dataset_name=str(tmp_path), tie_break="published", seed=0, max_configurations=2
     )
-    with pytest.raises(FileNotFoundError, match="shop-transition-counts-seed0.json; make that"):
+    with pytest.raises(FileNotFoundError, match="shop-markov-chain-seed0.json; make that"):
         baseline.measure(arguments, split, baseline.TEXT)
     assert not results.exists()
     for method in (baseline.COUNTS, baseline.TEXT):
         baseline.measure(arguments, split, method)
     counts, both = (
         json.loads((results / f"shop-{name}-seed0.json").read_text())
-        for name in ("transition-counts", "counts-text")
+        for name in ("markov-chain", "markov-chain-text")
     )
     assert both["config"].items() >= counts["config"].items()
     scores = [tried["NDCG@10"] for tried in both["tuning"]["validation NDCG@10"]]
