@@ -6,8 +6,8 @@ python -m benchmarks.baseline --name toys --dataset_name FOLDER
     --method sasrec-full-cross-entropy --max_configurations 3
 
 Every method has the same budget of at most twelve configurations; the JSON holds what each scored.
-Markov chain + text starts from what Markov chain chose. Of SASRec and the bilinear similarity, seed 0
-tunes and other seeds take what it chose; `all` is all others.
+Markov chain + text starts from what Markov chain chose. Of SASRec and the bilinear similarity,
+seed 0 tunes and other seeds take what it chose; `all` is all others.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 python -m benchmarks.compare --name scientific --dataset_name FOLDER
 
-Reads the ranked lists of the results (--lists; each must be the recorded one) and resamples users. Validation targets say which
-baseline is best. A method with several seeds counts by the mean over them, per user.
+Reads the ranked lists of the results (--lists; each must be the recorded one) and resamples users.
+Validation targets say which baseline is best. A method with several seeds counts by the mean over
+them, per user.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One JSON per measured result, with all that is needed to make it again, and the hash of its lists."""
+"""One JSON per measured result: all that is needed to make it again, and its lists' hash."""
 
 import hashlib
 import json
