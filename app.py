@@ -61,7 +61,7 @@ def clean(text: str, name: str, required: bool = True) -> str:
 
 
 def entry(model: nn.Module, row: int) -> dict:
-    """Return what is said of an item: catalogue, codes and SID tokens."""
+    """Return what is said of an item: catalogue, semantic ID and SID tokens."""
     item, codes = model.catalogue[row], model.item_sids[row].tolist()
     known = {name: item.get(name) or "" for name in ("brand", "categories")}
     known["title"] = item.get("title") or item["item_id"]
@@ -143,12 +143,12 @@ class Shop:
         history: list[str],
         top_k: int = 5,
         category: str = "",
-        joined: bool = True,
+        rerank: bool = True,
         request: gr.Request = None,
     ) -> dict:
-        """Return what is likely to come next, and the codes that the language model walked.
+        """Return what is likely to come next, and the semantic IDs that the language model walked.
 
-        `history` holds item ids, newest last; `category` restricts the list; without `joined` the
+        `history` holds item ids, newest last; `category` restricts the list; without `rerank` the
         language model is alone. `items` is the list, `left_out` what the language model writes that
         is not in it. An item has its `place` and `score`, the probability of each code after those
         before (`steps`), their product, and what of the history it `follows` and `resembles`.
@@ -164,7 +164,7 @@ class Shop:
                 raise wrong("`category` holds no item; choose another.")
             allowed = allowed.to(model.device)
         written = model.recommend_rows([rows], top_k, allowed=allowed, rerank=False)[0]
-        scores = dict(model.recommend_rows([rows], top_k, allowed=allowed, rerank=joined)[0])
+        scores = dict(model.recommend_rows([rows], top_k, allowed=allowed, rerank=rerank)[0])
         rows = [*scores, *[row for row, _ in written if row not in scores][:3]]
         found = [entry(model, row) | {"score": scores.get(row)} for row in rows]
         reasons = model.explain(history, [item["item_id"] for item in found])
@@ -275,14 +275,15 @@ THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font="system-
 TITLE = """# A recommender that writes the next item
 Each of {num_items:,} items has a name of its own in **SID tokens**, one for each of {num_levels}
 levels; similar items begin alike. A language model reads a history in these tokens and writes those
-of the item that comes next; a trie of all codes keeps it to items that exist."""
+of the item that comes next; a trie of all semantic IDs keeps it to items that exist."""
 NEXT = (
     "## 2. What comes next\nHow likely each item is, and what speaks for it; choose one to go on."
 )
 WHY = """## 3. Why
 The way to each item through the trie. Below a code stands how likely the language model writes it
 there; the wider a line, the likelier the way. Grey ways lead to what it would list beside these."""
-ADD = "## Add an item of your own\nIt gets codes from its text; no weight changes. Only you see it."
+ADD = """## Add an item of your own
+It gets a semantic ID from its text; no weight changes. Only you see it."""
 
 
 def _html(content: str) -> str:
@@ -367,7 +368,7 @@ def added_item(item: dict) -> str:
 
 
 def tree(paths: list[dict], width: int) -> str:
-    """Return the codes on the way to items as a tree, in SVG of a width."""
+    """Return the semantic IDs of items as a tree, in SVG of a width."""
     left, right = (8, 150) if width < 720 else (20, 700)
     num_levels, height, room = len(paths[0]["codes"]), 44, (width - right - 26) / 7.5
     ways = [[tuple(path["codes"][:depth]) for depth in range(num_levels + 1)] for path in paths]
@@ -402,8 +403,9 @@ def tree(paths: list[dict], width: int) -> str:
             f'y="{y1 + 9}">{place}, {_percent(path["probability"])}</text>'
         )
     return (
-        f'<svg class="{"narrow" if width < 720 else "wide"}" role="img" aria-label="Tree of codes" '
-        f'viewBox="0 0 {width} {height * len(paths) + 8}">{"".join(lines + marks)}</svg>'
+        f'<svg class="{"narrow" if width < 720 else "wide"}" role="img" '
+        f'aria-label="Tree of semantic IDs" viewBox="0 0 {width} {height * len(paths) + 8}">'
+        f"{''.join(lines + marks)}</svg>"
     )
 
 
@@ -412,21 +414,21 @@ def build(shop: Shop) -> gr.Blocks:
     about = shop.about()
     first = next(iter(about["examples"].values()))
 
-    def show(history, top_k, category, joined, request: gr.Request = None):
-        answer = shop.recommend(history, int(top_k), category, joined, request)
+    def show(history, top_k, category, rerank, request: gr.Request = None):
+        answer = shop.recommend(history, int(top_k), category, rerank, request)
         paths = answer["items"] + answer["left_out"]
         trees = _html(tree(paths, 1160) + tree(paths, 350)) if paths else ""
         chips = history_chips(answer["history"], about["examples"])
         return chips, ranked_cards(answer["items"], answer["history"]), trees
 
-    def click(history, top_k, category, joined, event: gr.EventData, request: gr.Request):
+    def click(history, top_k, category, rerank, event: gr.EventData, request: gr.Request):
         if event.act == "add":
             history = [*history, event.value][-MAX_HISTORY:]
         elif event.act == "remove":
             history = [item for place, item in enumerate(history) if str(place) != event.value]
         else:
             history = json.loads(event.value)
-        return history, *show(history, top_k, category, joined, request)
+        return history, *show(history, top_k, category, rerank, request)
 
     def search(text, request: gr.Request):
         return found_cards(shop.search(text, request)) if text else ""
@@ -459,8 +461,8 @@ def build(shop: Shop) -> gr.Blocks:
                     category = gr.Dropdown(names, label="Category", min_width=110)
                     top_k = gr.Dropdown([5, 10, 20], label="Length", min_width=80)
                     rankers = [("All together", True), ("Language model alone", False)]
-                    gated = shop.shared.config.has_reranker
-                    joined = gr.Dropdown(rankers, label="Ranked by", min_width=190, visible=gated)
+                    offered = shop.shared.config.has_reranker
+                    rerank = gr.Dropdown(rankers, label="Ranked by", min_width=190, visible=offered)
                 ranked = picture("ranked", ranked)
         gr.Markdown(WHY)
         walked = picture("tree", walked)
@@ -471,17 +473,17 @@ def build(shop: Shop) -> gr.Blocks:
                 brand = gr.Textbox(label="Brand")
                 kind = gr.Dropdown(names[1:], value=None, label="Category", allow_custom_value=True)
                 description = gr.Textbox(label="Description", lines=2)
-                adding = gr.Button("Give it codes")
+                adding = gr.Button("Give it a semantic ID")
             with gr.Column(min_width=300):
                 new = picture("new")
 
         for endpoint in (shop.about, shop.search, shop.recommend, shop.ask, shop.add_item):
             gr.api(endpoint, api_name=endpoint.__name__)
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        settings, shown = [history, top_k, category, joined], [chosen, ranked, walked]
+        settings, shown = [history, top_k, category, rerank], [chosen, ranked, walked]
         clicks = [part.click for part in (chosen, found, ranked, asked, new)]
         gr.on(clicks, click, settings, [history, *shown], **quiet)
-        gr.on([top_k.change, category.change, joined.change], show, settings, shown, **quiet)
+        gr.on([top_k.change, category.change, rerank.change], show, settings, shown, **quiet)
         words.change(search, words, found, trigger_mode="always_last", **quiet)
         text.submit(ask, [text, history], asked, **quiet)
         added = adding.click(add, [title, brand, kind, description], new, **quiet)

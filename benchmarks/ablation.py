@@ -2,7 +2,7 @@
 
 python -m benchmarks.ablation --dataset_name FOLDER
 
-A row's YAML holds what differs from recipes/experiments/scientific/sft.yaml; passes are fewer, so
+A row's YAML holds what differs from recipes/experiments/scientific/sft.yaml; epochs are fewer, so
 that a run takes minutes. A run whose result is there is
 passed over, so the command resumes. What follows is handed to the recipe.
 """

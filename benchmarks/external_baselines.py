@@ -1,9 +1,9 @@
-"""Run a peer's own implementation under our protocol: our split, full catalogue, no seen items.
+"""Run somebody else's implementation under our protocol: our split, full catalogue, no seen items.
 
 python -m benchmarks.external_baselines --method tiger --dataset_name FOLDER
 
-The peer's package gets an environment of its own under outputs/peers. It is handed histories and
-text embeddings by row, no id and no test target; what it lists is scored here. Of a few
+Its package gets an environment of its own under outputs/external_baselines. It is handed histories
+and text embeddings by row, no id and no test target; what it lists is scored here. Of a few
 configurations the best on validation is reported. A configuration that was run before is passed
 over, so the command resumes.
 """
@@ -28,7 +28,7 @@ from recipes.evaluation.report import write_json
 ROOT = Path(__file__).resolve().parents[1]
 
 WORKER = ROOT / "benchmarks" / "external_worker.py"
-OUTPUTS = ROOT / "outputs" / "peers"
+OUTPUTS = ROOT / "outputs" / "external_baselines"
 TEXT_FILE = "text_embeddings.safetensors"
 # As in the Makefile: on Linux the index may bring CUDA; TORCH names another build.
 TORCH = os.environ.get("TORCH", "torch==2.13.0")
@@ -41,13 +41,13 @@ PACKAGES = {
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A method as a peer implements it.
+class ExternalBaseline:
+    """A method as a package implements it.
 
     Args:
         name: Its row in the tables.
         package: Key of `PACKAGES`.
-        configs: Arguments of the peer's class, one set per configuration that is tried.
+        configs: Arguments of the package's class, one set per configuration that is tried.
     """
 
     name: str
@@ -72,8 +72,8 @@ SASREC = {
     "n_blocks": 2, "n_heads": 4, "session_max_len": 20, "lr": 0.001, "batch_size": 128,
     "epochs": 200,
 }  # fmt: skip
-PEERS = {
-    "tiger": Peer(
+EXTERNAL_BASELINES = {
+    "tiger": ExternalBaseline(
         "TIGER (cornac)",
         "cornac",
         [
@@ -81,15 +81,15 @@ PEERS = {
             SMALL_T5 | {"rqvae_codebook_size": 64, "learning_rate": 0.002},
         ],
     ),
-    "rpg": Peer("RPG (cornac)", "cornac", [SMALL_GPT | {"n_codebook": 16}]),
-    "sasrec": Peer(
+    "rpg": ExternalBaseline("RPG (cornac)", "cornac", [SMALL_GPT | {"n_codebook": 16}]),
+    "sasrec": ExternalBaseline(
         "SASRec (RecTools)", "rectools", [SASREC | {"n_factors": 128, "dropout_rate": 0.5}]
     ),
 }
 
 
 def environment(package: str) -> Path:
-    """Return the Python that has a peer's package and nothing of ours, made once.
+    """Return the Python that has a baseline's package and nothing of ours, made once.
 
     Args:
         package: Key of `PACKAGES`.
@@ -107,7 +107,7 @@ def environment(package: str) -> Path:
 
 
 def write_histories(split: Split, text: np.ndarray, folder: Path) -> None:
-    """Write what a peer may know: `histories.json` and `text.npy`, rows without ids.
+    """Write what an external baseline may know: `histories.json` and `text.npy`, rows without ids.
 
     Args:
         split: The split; its test targets stay here.
@@ -132,17 +132,17 @@ def write_histories(split: Split, text: np.ndarray, folder: Path) -> None:
 
 
 def run(method: str, config: dict, folder: Path, output: Path) -> dict:
-    """Train a peer with one configuration and return what it wrote.
+    """Train an external baseline with one configuration and return what it wrote.
 
     Args:
-        method: Key of `PEERS`.
+        method: Key of `EXTERNAL_BASELINES`.
         config: The configuration.
         folder: What `write_histories` wrote.
         output: File of the result; kept, and used if it is of the same configuration.
     """
     if output.exists() and json.loads(output.read_text())["config"] == config:
         return json.loads(output.read_text())
-    python = environment(PEERS[method].package)
+    python = environment(EXTERNAL_BASELINES[method].package)
     # -I: neither this folder nor PYTHONPATH can be imported from.
     command = [str(python), "-I", str(WORKER), method, str(folder), json.dumps(config), str(output)]
     subprocess.run(command, check=True)
@@ -152,18 +152,18 @@ def run(method: str, config: dict, folder: Path, output: Path) -> dict:
 def main() -> None:
     """Try the configurations, choose on validation, score the choice on test, write one result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", required=True, choices=PEERS)
+    parser.add_argument("--method", required=True, choices=EXTERNAL_BASELINES)
     parser.add_argument("--dataset_name", required=True, help="folder of the data set")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    peer, source = PEERS[arguments.method], Path(arguments.dataset_name)
+    external, source = EXTERNAL_BASELINES[arguments.method], Path(arguments.dataset_name)
     data = read_data(str(source))
     split = split_data(data)
     folder = OUTPUTS / source.name
     write_histories(split, load_file(source / TEXT_FILE)["text"], folder)
 
     found, tried = [], []
-    for number, config in enumerate(peer.configs):
+    for number, config in enumerate(external.configs):
         output = folder / f"{arguments.method}-{number}-seed{arguments.seed}.json"
         result = run(arguments.method, config | {"seed": arguments.seed}, folder, output)
         found.append(result)
@@ -176,13 +176,13 @@ def main() -> None:
                 "cpu_seconds": result["cpu_seconds"],
             }
         )
-        print(peer.name, number, round(tried[-1]["NDCG@10"], 4), flush=True)
+        print(external.name, number, round(tried[-1]["NDCG@10"], 4), flush=True)
     best = max(range(len(tried)), key=lambda number: tried[number]["NDCG@10"])
     chosen = found[best]
-    name = f"{source.name}-{slug(peer.name)}-seed{arguments.seed}"
+    name = f"{source.name}-{slug(external.name)}-seed{arguments.seed}"
     content = {
         "dataset": source.name,
-        "method": peer.name,
+        "method": external.name,
         "package": chosen["package"],
         "config": chosen["config"],
         "tuning": {"configurations": len(tried), "chosen": best, "tried": tried},

@@ -1,4 +1,4 @@
-"""Train a peer's own implementation and write its lists; runs where only the peer is installed.
+"""Train an external baseline and write its lists; runs where only its package is installed.
 
 python -I benchmarks/external_worker.py METHOD FOLDER CONFIG OUTPUT
 
@@ -24,7 +24,7 @@ EPOCHS, PATIENCE = 5, 4  # of RecTools: epochs between validations, validations 
 
 @dataclass(frozen=True)
 class Histories:
-    """What a peer may know.
+    """What an external baseline may know.
 
     Args:
         num_items: Size of the catalogue.
@@ -56,7 +56,7 @@ class Histories:
 
 
 def read_histories(folder: Path) -> Histories:
-    """Read what `peers.write_histories` wrote."""
+    """Read what `external_baselines.write_histories` wrote."""
     content = json.loads((folder / "histories.json").read_text())
     return Histories(**content, text=np.load(folder / "text.npy"))
 
@@ -75,7 +75,7 @@ def best_unseen(scores: np.ndarray, history: list[int]) -> list[int]:
 
 
 def ndcg(lists: list[list[int]], targets: list[int]) -> float:
-    """Return NDCG@10, by which a peer that has no such measure of its own is stopped."""
+    """Return NDCG@10, by which a method that has no such measure of its own is stopped."""
     ranks = [
         items.index(target) if target in items[:10] else None
         for items, target in zip(lists, targets, strict=True)

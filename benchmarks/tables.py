@@ -23,7 +23,7 @@ ORDER = (
     "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, language model only",
     "TTDS, language model only (static, GPU)", "TTDS, language model only (full, GPU)",
     RERANKER_ONLY, "Markov chain + text", "Markov chain", "item-kNN", "EASE", "bilinear similarity",
-    "SASRec, full cross-entropy", "TIGER, static text codes", "TIGER (cornac)", "RPG (cornac)",
+    "SASRec, full cross-entropy", "TIGER, static text SIDs", "TIGER (cornac)", "RPG (cornac)",
     "SASRec (RecTools)", "popularity", "oracle",
 )  # fmt: skip
 # HR@10 and NDCG@10 that were set before anything was measured.
@@ -73,6 +73,15 @@ def by_method(methods: dict[str, list[dict]]) -> list[tuple[str, list[dict]]]:
     return sorted(methods.items(), key=lambda pair: (known.get(pair[0], len(ORDER)), pair[0]))
 
 
+def shown_name(name: str) -> str:
+    """Return a slice or its metric as tables show it; the JSON keeps the referee's names.
+
+    Args:
+        name: E.g. `later_HR@10`.
+    """
+    return re.sub("^later_?", "later-day ", name).strip()
+
+
 def measured(runs: list[dict], metric: str) -> list[float]:
     """Return a test metric of those runs that have it.
 
@@ -96,7 +105,7 @@ def ranking_lines(methods: dict[str, list[dict]], metrics: Sequence[str]) -> str
         [method, str(len(runs)), *(over_seeds(measured(runs, name)) for name in shown)]
         for method, runs in pairs
     ]
-    return markdown(["", "seeds", *shown], lines)
+    return markdown(["", "seeds", *map(shown_name, shown)], lines)
 
 
 def ranking_table(dataset: str, rows: list[dict]) -> str:
@@ -161,7 +170,7 @@ def compare_table(rows: list[dict]) -> str:
                 dataset = row["compare"]
                 if order(row) != "published":
                     dataset += f", {order(row)}"
-                lines.append([dataset, method, name, str(group["users"]), *cells])
+                lines.append([dataset, method, shown_name(name), str(group["users"]), *cells])
     heads = ["data set", "against", "users", "number", "HR@10", "relative", "≤ 0"]
     return markdown([*heads, "NDCG@10", "relative", "≤ 0"], lines)
 
@@ -191,7 +200,7 @@ def targets_table(rows: list[dict]) -> str:
 
 
 def sids_table(dataset: str, rows: list[dict]) -> str:
-    """Return what the towers report of their codes."""
+    """Return what the towers report of their semantic IDs."""
     runs = ranking_runs(rows, dataset).get(TTDS)
     if not runs:
         return EMPTY
@@ -260,23 +269,28 @@ def _refreshes(run: dict, name: str) -> float:
 
 
 def form_table(rows: list[dict]) -> str:
-    """Return when the two forms of the next-item task reach the same validation NDCG@10."""
+    """Return when packed sequences and sliding windows reach the same validation NDCG@10."""
     forms = {row["ablation"]: row for row in rows if row.get("seed") == 0 and "ablation" in row}
     if not {"3-user-sids", "form-sliding-windows"} <= forms.keys():
         return EMPTY
-    pair = {"sequence": forms["3-user-sids"], "per position": forms["form-sliding-windows"]}
+    pair = {
+        "packed sequences": forms["3-user-sids"],
+        "sliding windows": forms["form-sliding-windows"],
+    }
     curves = {name: row["tuning"]["validation"] for name, row in pair.items()}
-    mark = min(max(point["NDCG@10"] for point in curve) for curve in curves.values())
+    level = min(max(point["NDCG@10"] for point in curve) for curve in curves.values())
     lines = [
-        "| form | best NDCG@10 | tokens to the mark | seconds to the mark |",
+        "| next-item task as | best NDCG@10 | tokens | seconds |",
         "|---|---|---|---|",
     ]
     for name, curve in curves.items():
-        first = next(point for point in curve if point["NDCG@10"] >= mark)
+        first = next(point for point in curve if point["NDCG@10"] >= level)
         best = max(point["NDCG@10"] for point in curve)
         cells = f"{best:.4f} | {first['tokens']:,} | {first['seconds']:.0f}"
         lines.append(f"| {name} | {cells} |")
-    lines.append(f"\nThe mark is a validation NDCG@10 of {mark:.4f}, which both forms reach.")
+    lines.append(
+        f"\nTokens and seconds until a validation NDCG@10 of {level:.4f}, which both reach."
+    )
     return "\n".join(lines)
 
 
@@ -310,7 +324,7 @@ def filled(text: str, rows: list[dict]) -> str:
         rows: The results.
     """
     makers = {
-        "codes": sids_table, "ranking": ranking_table, "ablation": ablation_table,
+        "sids": sids_table, "ranking": ranking_table, "ablation": ablation_table,
         "forms": form_table, "cold": cold_table, "decoding": decoding_table,
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
         "targets": targets_table,

@@ -190,7 +190,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         """Return the items that a sequence of SID token ids names.
 
         Args:
-            ids: Code token ids, `num_levels` per item; other ids are passed over.
+            ids: SID token ids, `num_levels` per item; other ids are passed over.
 
         Raises:
             ValueError: The SID tokens are out of order or name no item.

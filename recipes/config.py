@@ -110,7 +110,8 @@ class ExampleOptions:
 
     max_history: int = _option(20, "How many of the newest items a prompt shows.")
     sliding_windows: bool = _option(
-        False, "One row per position of a history instead of one packed sequence per user."
+        False,
+        "One row per position of a history instead of one packed sequence per user.",
     )
     item_dropout: float = _option(
         0.0, "Share of a row's items left out at random, in the packed sequences."

@@ -105,12 +105,12 @@ def test_about_and_search(client, built):
     assert ask(client, "search", "onerror")[0]["title"].startswith(HOSTILE)
 
 
-@pytest.mark.parametrize("joined", [True, False])
-def test_recommend_gives_the_list_of_the_model(client, folder, built, joined):
+@pytest.mark.parametrize("rerank", [True, False])
+def test_recommend_gives_the_list_of_the_model(client, folder, built, rerank):
     history = [built.catalogue[row]["item_id"] for row in (3, 9, 12)]
-    found = ask(client, "recommend", history, 7, "", joined)
+    found = ask(client, "recommend", history, 7, "", rerank)
     model = type(built).from_pretrained(folder).eval()
-    expected = model.recommend([history], top_k=7, rerank=joined)[0]
+    expected = model.recommend([history], top_k=7, rerank=rerank)[0]
     assert [item["item_id"] for item in found["items"]] == [best.item_id for best in expected]
     for place, (item, best) in enumerate(zip(found["items"], expected, strict=True), 1):
         assert item["score"] == pytest.approx(best.score, abs=1e-4) and item["place"] == place
@@ -164,7 +164,7 @@ def test_an_added_item_is_seen_by_its_visitor_alone(url):
     with pytest.raises(AppError, match="unknown item"):
         ask(second, "recommend", [item["item_id"]])
     other = ask(second, "add_item", *fields)
-    assert other["codes"] == item["codes"], "what others add takes no codes away"
+    assert other["codes"] == item["codes"], "what others add takes no semantic ID away"
     again = ask(first, "add_item", *fields)
     assert again["codes"] != item["codes"] and again["item_id"] != item["item_id"]
     assert ask(first, "about") == ask(second, "about")
@@ -227,7 +227,7 @@ def test_a_visitor_adds_a_bounded_number_of_items(client):
 def test_a_model_with_an_item_more_shares_weights_and_leaves_the_first_alone(folder, built):
     model = type(built).from_pretrained(folder).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    index, history = dict(model.tokenizer.sid_table), [built.catalogue[3]["item_id"]]
+    table, history = dict(model.tokenizer.sid_table), [built.catalogue[3]["item_id"]]
     lists = model.recommend([history], top_k=10)
     more = app.with_item(model, {"item_id": "new", "title": "A walnut kettle"})
     assert more.recommend([["new"]], top_k=3) and len(more.catalogue) == len(model.catalogue) + 1
@@ -235,7 +235,7 @@ def test_a_model_with_an_item_more_shares_weights_and_leaves_the_first_alone(fol
         assert ours is theirs
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert "new" not in model.row_of and model.tokenizer.sid_table == index
+    assert "new" not in model.row_of and model.tokenizer.sid_table == table
     assert model.config.num_items == len(model.catalogue)
     assert model.recommend([history], top_k=10) == lists
 
@@ -334,10 +334,10 @@ def test_the_main_ways_through_the_page(visit, width):
 
 def test_a_visitor_adds_an_item(visit):
     page = visit(390, "dark")
-    page.get_by_role("button", name="Give it codes").click()
+    page.get_by_role("button", name="Give it a semantic ID").click()
     page.get_by_text("`title` is empty; type a few words.").wait_for()
     page.get_by_label("Title", exact=True).fill(HOSTILE)
-    page.get_by_role("button", name="Give it codes").click()
+    page.get_by_role("button", name="Give it a semantic ID").click()
     card = page.locator("#new .card").nth(0)
     assert card.locator("b").inner_text() == HOSTILE
     assert "<item_0_" in card.inner_text()
@@ -387,7 +387,7 @@ def test_screenshot(browser, folder, tmp_path):
         page.wait_for_selector("#tree svg >> visible=true")
         page.get_by_label("Title", exact=True).fill("Bramble copper kettle")
         page.get_by_label("Brand").fill("Bramble")
-        page.get_by_role("button", name="Give it codes").click()
+        page.get_by_role("button", name="Give it a semantic ID").click()
         page.wait_for_selector("#new .card")
         page.locator("h1").click()  # takes the focus away
         page.screenshot(path=ROOT / "docs" / "space.png", full_page=True)

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = {f"modeling_ttds/{file.name}" for file in (ROOT / "modeling_ttds").glob("*.py")}
+CODE = {
+    str(file.relative_to(ROOT))
+    for package in ("modeling_ttds", "recipes")
+    for file in (ROOT / package).rglob("*.py")
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def built_packages(tmp_path_factory):
     return wheel, sdist
 
 
-def test_packages_hold_the_model_and_nothing_else(built_packages):
+def test_packages_hold_model_and_recipes_and_nothing_else(built_packages):
     wheel, sdist = built_packages
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == CODE

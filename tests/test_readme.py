@@ -17,8 +17,10 @@ from recipes.hub.files import ROOT
 from recipes.tuning.examples import question_wordings
 from recipes.tuning.tasks import ITEM_TASKS, USER_TASKS
 from tests.conftest import altered, build_model, build_tokenizer
+from tests.test_layout import STAGES
 
 README = (ROOT / "README.md").read_text("utf-8")
+TREE = re.findall(r"```\n(recipes/ .*?)```", README, re.DOTALL)[0]
 
 
 def test_python_of_the_readme_runs(split, states, options, tmp_path, monkeypatch):
@@ -51,7 +53,7 @@ def test_the_demo_answers_every_question_the_readme_asks():
 def test_options_the_readme_names_exist():
     known = set(TTDSArguments().flat()) | set(TTDSTrainingArguments.__dataclass_fields__)
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
-    known |= {"output"}
+    known |= {"output", "filter", "help", "lists"}
     known |= {"dry_run", "include_user_lists", "allow_rare_pairs", "space", "repo_id"}
     text = re.sub(r"<!-- table: .*?<!-- end -->", "", README, flags=re.DOTALL)
     named = set(re.findall(r"--([a-z_]+)", text))
@@ -70,15 +72,35 @@ def test_mappings_are_read_from_the_command_line(monkeypatch):
 
 
 def test_files_the_readme_names_exist():
-    tree = re.findall(r"```\n(modeling_ttds/.*?)```", README, re.DOTALL)[0]
-    folder = None
-    for line in tree.splitlines():
-        if not line.startswith(" "):
-            folder = ROOT / line.split("/")[0]
-            assert folder.is_dir(), folder
-            continue
-        for name in re.findall(r"\b[a-z_]+\.py\b|\b[a-z]+/", line):
-            assert (folder / name).exists() or (ROOT / name).exists(), f"{folder.name}/{name}"
+    parts = []  # the folders that a line stands in
+    for line in TREE.splitlines():
+        names = re.findall(r"\b[a-z_]+\.(?:py|md)\b|\b[a-z_]+/", line)
+        indent = len(line) - len(line.lstrip())
+        if indent < 20:  # else it goes on where the line above was
+            parts = parts[: indent // 2]
+            first, *names = names
+            assert ROOT.joinpath(*parts, first).exists(), line
+            if first.endswith("/"):
+                parts = [*parts, first]
+        for name in names:
+            assert ROOT.joinpath(*parts, name).exists(), f"{line}: {name}"
+
+
+def test_every_module_stands_in_the_readme():
+    named = set(re.findall(r"\b[a-z_]+\.py\b", TREE))
+    for package in ("recipes", "modeling_ttds"):
+        modules = {file.name for file in (ROOT / package).rglob("*.py")} - {"__init__.py"}
+        assert modules <= named, modules - named
+
+
+def test_the_readme_shows_the_stages_in_the_order_of_the_imports():
+    shown = [name for name in re.findall(r"^  ([a-z]+)/", TREE, re.MULTILINE) if name in STAGES]
+    assert shown == list(STAGES[1:])
+    picture = re.findall(
+        r"recipes/([a-z]+)", README.split("## Files")[0].split("## How it works")[1]
+    )
+    walked = [name for name in dict.fromkeys(picture) if name in STAGES]
+    assert sorted(walked, key=STAGES.index) == walked
 
 
 def test_results_say_how_they_were_made():

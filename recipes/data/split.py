@@ -46,8 +46,8 @@ class Split:
             history = np.append(history, self.validation_targets[user])
         return history
 
-    def later(self, which: str) -> np.ndarray:
-        """Return the users whose target has a later stamp than the interaction before it."""
+    def later_day_users(self, which: str) -> np.ndarray:
+        """Return the users whose target is of a later timestamp than the interaction before it."""
         if self.data.timestamps is None:
             return np.zeros(0, dtype=int)
         end = {"validation": -2, "test": -1}[which]

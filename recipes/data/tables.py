@@ -128,7 +128,7 @@ def read_data(
         min_interactions: Drop users and items with fewer interactions, again and again until none
             is left; 5 gives a 5-core.
         tie_break: `"published"` keeps the order of the source; `"shuffled"` shuffles interactions
-            of a user that carry the same stamp.
+            of a user that carry the same timestamp.
         seed: Seed of the shuffle.
 
     Raises:

@@ -79,8 +79,9 @@ def slices(split: Split, which: str) -> dict[str, np.ndarray]:
         which: `"validation"` or `"test"`.
 
     Returns:
-        `cold` (target seen at most 5 times in training), `later` (target on a later stamp than the
-        item before), `head` and `tail` (target among the fifth of the items seen most, or not).
+        `cold` (target seen at most 5 times in training), `later` (later-day users: target of a
+        later timestamp than the item before), `head` and `tail` (target among the fifth of the
+        items seen most, or not).
     """
     users, counts = split.users(which), split.training_counts
     targets = split.targets(which)[users]
@@ -88,7 +89,7 @@ def slices(split: Split, which: str) -> dict[str, np.ndarray]:
     head = np.isin(targets, most)
     return {
         "cold": counts[targets] <= COLD_AT_MOST,
-        "later": np.isin(users, split.later(which)),
+        "later": np.isin(users, split.later_day_users(which)),
         "head": head,
         "tail": ~head,
     }

@@ -53,7 +53,7 @@ def card(model_id: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
         _data(metrics),
         "## Results",
         _results(rows, which),
-        "## Codes",
+        "## Semantic IDs",
         _codes(config, metrics, rows),
         "## Cold start",
         _cold_start(_main_row(rows)),
@@ -153,17 +153,17 @@ def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     tower, decoder = config["item_tower"], config["backbone_config"]
     start = metrics.get("backbone")
     origin = f"tuned from `{start}`" if start else "trained from nothing"
-    joined = (
-        " A co-occurrence memory and a small re-ranker join counting with the language model."
+    ranking = (
+        " A co-occurrence memory and a small re-ranker add counting to the language model."
         if config.get("has_reranker")
         else ""
     )
     return (
-        "A generative recommender. Two towers give every item and every user "
+        "A generative recommender. Two towers give every item and every user a semantic ID of "
         f"{tower['num_levels']} codes, each one of {tower['num_codes']}, from text and from "
-        "interactions. A causal language model reads a user and a history as SID tokens and "
-        "writes the SID tokens of the next item; a trie keeps it to items that exist."
-        f"{joined}\n\n"
+        "interactions. A causal language model reads a user and a history as SID tokens and writes "
+        "the SID tokens of the next item; a trie keeps it to items that exist."
+        f"{ranking}\n\n"
         f"- Decoder: `{decoder['model_type']}`, {origin}\n"
         f"- Catalogue: {config['num_items']} items, in `catalogue.jsonl`\n"
         f"- History: the newest {config['max_history']} items count"
@@ -182,7 +182,7 @@ history = [entry["item_id"] for entry in model.catalogue[:3]]
 for best in model.recommend([history], top_k=5)[0]:
     print(f"{{best.score:7.2f}}  {{best.title}}")
 
-# A new item gets codes from its text; nothing is trained again.
+# A new item gets a semantic ID from its text; nothing is trained again.
 model.add_items([{{"item_id": "new", "title": "A title", "categories": "Some > Category"}}])
 model.recommend([["new"]], top_k=5)
 
@@ -239,7 +239,7 @@ def _results(rows: dict[str, dict], which: str) -> str:
     )
     if TTDS in rows:
         notes += (
-            f" `{TTDS}` is the language model joined with co-occurrence memory and re-ranker, "
+            f" `{TTDS}` is language model and re-ranker together, "
             f"`{LM_ONLY}` the language model alone."
         )
     if "oracle" in rows:
@@ -249,13 +249,13 @@ def _results(rows: dict[str, dict], which: str) -> str:
 
 def _codes(config: dict[str, Any], metrics: dict[str, Any], rows: dict[str, dict]) -> str:
     num_codes = config["item_tower"]["num_codes"]
-    lines = []  # of the towers before the language model was tuned, and of the frozen index
+    lines = []  # of the towers before the language model was tuned, and of the frozen SID table
     for kind, tower in metrics.get("towers", {}).items():
         used = [value for name, value in tower.items() if name.startswith("perplexity_")]
         levels = ", ".join(f"{value:.1f}" for value in used)
         lines.append(
             f"- {kind}s: effective number of codes per level {levels} of {num_codes}; "
-            f"{tower['collision_rate']:.1%} shared all codes with another before the freeze"
+            f"{tower['collision_rate']:.1%} shared their semantic ID with another before the freeze"
         )
     row = rows.get(LM_ONLY, {})
     if "unique_sids" in row:
@@ -268,7 +268,7 @@ def _codes(config: dict[str, Any], metrics: dict[str, Any], rows: dict[str, dict
 
 
 def _cold_start(row: dict[str, float]) -> str:
-    text = "A new item gets codes from its text alone (`add_items`); no weight changes."
+    text = "A new item gets a semantic ID from its text alone (`add_items`); no weight changes."
     if "cold_HR@10" in row:
         text += (
             f" {row['cold_users']} users chose an item that training had seen at most 5 times: "

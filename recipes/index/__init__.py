@@ -1,1 +1,1 @@
-"""Index: embeddings, vocabulary, towers, and the refresh of the SID table."""
+"""Index: embeddings, vocabulary, towers, the SID table and its refresh."""

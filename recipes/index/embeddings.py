@@ -275,7 +275,7 @@ def encoder_version(name: str) -> str:
 def collaborative_embeddings(
     histories: Sequence[np.ndarray], num_items: int, dim: int, seed: int
 ) -> Tensor:
-    """Embed items by the company they keep in training histories, (num_items, dim).
+    """Embed items by what they co-occur with in training histories, (num_items, dim).
 
     Counts items within `WINDOW` steps of one another, weighted 0.7 per further step, divides by the
     roots of both items' sums, each raised by `SHRINKAGE` to trust rare items less, and keeps the

@@ -68,7 +68,7 @@ def init_codebook_projections(model: TTDSForCausalLM) -> None:
 
 @torch.no_grad()
 def refresh_sids(model: TTDSForCausalLM, freeze: bool = False) -> dict[str, float]:
-    """Write today's semantic IDs of all items and attached users into the model's index.
+    """Write today's semantic IDs of all items and attached users into the model's SID table.
 
     Args:
         model: The model whose towers give the codes.

@@ -68,7 +68,7 @@ def fit_tower(
         tower: The tower to train in place.
         text: Text embeddings, (num_entities, text_dim); zero rows are absent.
         collaborative: Collaborative embeddings, (num_entities, collaborative_dim).
-        num_epochs: Passes over the entities; the first tenth trains without codes.
+        num_epochs: Epochs over the entities; the first tenth trains without codes.
         batch_size: Entities per step.
         learning_rate: Peak of a cosine schedule.
         seed: Seed of order, k-means, revival, sampling and dropout.

@@ -19,7 +19,7 @@ def build_cooccurrence(
     min_pair_users: int = 1,
     timestamps: list[np.ndarray] | None = None,
 ) -> TTDSCooccurrence:
-    """Count what follows what, and who buys what together, in one pass over the histories.
+    """Count what follows what, and who buys what together, in one go over the histories.
 
     Args:
         histories: Item rows in order, per user; the newest 50 of each count.
@@ -44,18 +44,18 @@ def build_cooccurrence(
     bought.data[:] = 1
     together = (bought.T @ bought).tocsr()
     roots = sp.diags(1 / np.sqrt(np.maximum(together.diagonal(), 1)))
-    company = (roots @ together @ roots).tocsr()
-    for matrix in (together, company):
+    cosine = (roots @ together @ roots).tocsr()
+    for matrix in (together, cosine):
         matrix.setdiag(0)
         matrix.eliminate_zeros()
     kept = (together >= min_pair_users).astype(float)
-    kept = ((transition != 0) + (follow != 0) + (company != 0)).astype(float).multiply(kept).tocsr()
+    kept = ((transition != 0) + (follow != 0) + (cosine != 0)).astype(float).multiply(kept).tocsr()
     kept.sort_indices()
     cooccurrence = TTDSCooccurrence(num_items, kept.nnz)
     cooccurrence.starts.copy_(torch.from_numpy(kept.indptr))
     cooccurrence.others.copy_(torch.from_numpy(kept.indices))
     rows = np.repeat(np.arange(num_items), np.diff(kept.indptr))
-    for column, matrix in enumerate((transition, follow, company)):
+    for column, matrix in enumerate((transition, follow, cosine)):
         values = np.asarray(sp.csr_matrix(matrix)[rows, kept.indices]).ravel()
         cooccurrence.values[:, column] = torch.from_numpy(values)
     columns = (popularity, _late(histories, num_items), *_times(everything, num_items, timestamps))

@@ -112,7 +112,7 @@ def fit_reranker(
         items: Item rows, padded with -1, (num_users, num_candidates).
         features: (num_users, num_candidates, num_features).
         target: Which candidate each user chose, -1 where it is none of them, (num_users,).
-        num_epochs: Passes over the users.
+        num_epochs: Epochs over the users.
         batch_size: Users per step.
         learning_rate: Of AdamW.
         cold_item_dropout: Share of the candidates that each step shows `as_new`.
@@ -133,7 +133,7 @@ def fit_reranker(
         steps = num_epochs * -(-len(features) // batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         reranker.train()
-        for _ in tqdm(range(num_epochs), desc=name, unit="pass"):
+        for _ in tqdm(range(num_epochs), desc=name, unit="epoch"):
             for rows in torch.randperm(len(features)).split(batch_size):
                 optimizer.zero_grad()
                 for part in rows.split(AT_ONCE):
@@ -307,7 +307,7 @@ def join(
     re-ranker fitted on all of them.
 
     Args:
-        model: A tuned model with a frozen index.
+        model: A tuned model with a frozen SID table.
         split: The split.
         num_beams: Beams that join the candidates.
         min_pair_users: Least number of users behind a pair of items the co-occurrence memory keeps.

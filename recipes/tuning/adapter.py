@@ -61,7 +61,7 @@ def save_base(model: TTDSForCausalLM, folder: Path) -> None:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> TTDSForCausalLM:
-    """Write an adapter, give its base the tuned index, and return the merged model.
+    """Write an adapter, give its base the tuned SID table, and return the merged model.
 
     Args:
         model: The tuned model with its adapter.

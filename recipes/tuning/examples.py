@@ -66,10 +66,10 @@ class UserStates:
 class Examples:
     """The training examples of an epoch: the next-item task, and the other tasks in their shares.
 
-    The next-item task has per user one row with a loss at every item from a random cut on; in its
-    other form, `sliding_windows`, one row per position of every history and a loss at its last
-    item. Every other task has as many rows as its weight times the number of users, drawn anew each
-    epoch. What a row draws depends on seed, epoch and position only.
+    The next-item task has packed sequences: per user one row with a loss at every item from a
+    random cut on. With `sliding_windows` it has a row for every position of every history and a
+    loss at its last item. Every other task has as many rows as its weight times the number of
+    users, drawn anew each epoch. What a row draws depends on seed, epoch and position only.
 
     Args:
         split: The split.
@@ -251,7 +251,7 @@ class Examples:
 
 
 def next_item_wording(options: ExampleOptions) -> str:
-    """Return how the next item is asked for; the history's codes end the prompt.
+    """Return how the next item is asked for; the history's SID tokens end the prompt.
 
     Args:
         options: Says whether the user has SID tokens.

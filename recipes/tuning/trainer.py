@@ -1,4 +1,4 @@
-"""TTDSTrainer: TRL's SFTTrainer with the model's own loss, a moving index and ranking metrics."""
+"""TTDSTrainer: SFTTrainer with the model's own loss, a moving SID table and ranking metrics."""
 
 import json
 import time
@@ -21,13 +21,13 @@ from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, collate
 
 # Kept beside the weights: user semantic IDs are no part of them, and an adapter's hold no buffer at
 # all.
-INDEX_FILE = "sids.safetensors"
-INDEX = ("item_sids", "item_text", "user_sids")
+SID_FILE = "sids.safetensors"
+TABLES = ("item_sids", "item_text", "user_sids")
 SEAL_FILE = "complete.json"
 
 
 def freeze_step(freeze_at: float, num_steps: int) -> int:
-    """Return the step at which the index freezes.
+    """Return the step at which the SID table freezes.
 
     Args:
         freeze_at: Share of the steps.
@@ -37,14 +37,14 @@ def freeze_step(freeze_at: float, num_steps: int) -> int:
 
 
 class RefreshSIDs(TrainerCallback):
-    """Refreshes the index every so many steps and freezes it at a share of the run.
+    """Refreshes the SID table every so many steps and freezes it at a share of the run.
 
-    Only a model with a frozen index can be the best one, so what came before is forgotten then.
+    Only a model with a frozen SID table can be the best one, so what came before is forgotten then.
 
     Args:
         trainer: The trainer, for its model and log.
         refresh_steps: Steps between refreshes.
-        freeze_at: Share of the steps after which the index stays.
+        freeze_at: Share of the steps after which the SID table stays.
     """
 
     def __init__(self, trainer: "TTDSTrainer", refresh_steps: int, freeze_at: float):
@@ -57,14 +57,14 @@ class RefreshSIDs(TrainerCallback):
             report = refresh_sids(self.trainer.ttds, freeze=step == freeze)
             # A log of its own: the step's loss and metrics still go into the regular one.
             due = control.should_log
-            Trainer.log(self.trainer, {f"index/{name}": value for name, value in report.items()})
+            Trainer.log(self.trainer, {f"sids/{name}": value for name, value in report.items()})
             control.should_log = due
             if step == freeze:
                 state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
 
 class SealCheckpoint(TrainerCallback):
-    """Completes a checkpoint by the index and a list of its files, written last.
+    """Completes a checkpoint by the SID table and a list of its files, written last.
 
     Args:
         trainer: The trainer, for its model.
@@ -77,8 +77,8 @@ class SealCheckpoint(TrainerCallback):
         if not args.should_save:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        tensors = {name: getattr(self.trainer.ttds, name).cpu() for name in INDEX}
-        save_file(tensors, folder / INDEX_FILE)
+        tensors = {name: getattr(self.trainer.ttds, name).cpu() for name in TABLES}
+        save_file(tensors, folder / SID_FILE)
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
         scratch = folder / f"{SEAL_FILE}.tmp"
         scratch.write_text(json.dumps(sizes), "utf-8")
@@ -252,7 +252,7 @@ class TTDSTrainer(SFTTrainer):
         return model
 
     def report(self) -> dict[str, object]:
-        """Return what tuning took and how index and validation moved since this process began."""
+        """Return what tuning took and how SID table and validation moved in this process."""
         seconds = time.perf_counter() - self.begun
         return {
             "seconds": round(seconds, 1),
@@ -260,9 +260,9 @@ class TTDSTrainer(SFTTrainer):
             "tokens_per_second": round(self.num_tokens / seconds),
             "validation": self.curve,
             "refreshes": [
-                {name.removeprefix("index/"): value for name, value in entry.items()}
+                {name.removeprefix("sids/"): value for name, value in entry.items()}
                 for entry in self.state.log_history
-                if "index/churn" in entry
+                if "sids/churn" in entry
             ],
         }
 
@@ -275,5 +275,5 @@ class TTDSTrainer(SFTTrainer):
         self._load_sids(self.state.best_model_checkpoint)
 
     def _load_sids(self, folder: str) -> None:
-        for name, tensor in load_file(f"{folder}/{INDEX_FILE}").items():
+        for name, tensor in load_file(f"{folder}/{SID_FILE}").items():
             getattr(self.ttds, name).copy_(tensor)

@@ -1,4 +1,4 @@
-"""What a peer is handed, and that its lists hold nothing the user has had."""
+"""What an external baseline is handed, and that its lists hold nothing the user has had."""
 
 import json
 

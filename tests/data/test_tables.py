@@ -74,9 +74,9 @@ def test_ties_are_shuffled_within_a_stamp_only(tmp_path):
         tuple(read_data(folder, tie_break="shuffled", seed=seed).histories[0]) for seed in range(20)
     }
     assert orders == {(0, 1, 2, 3), (1, 0, 2, 3), (0, 1, 3, 2), (1, 0, 3, 2)}
-    assert split_data(read_data(folder)).later("test").tolist() == []
+    assert split_data(read_data(folder)).later_day_users("test").tolist() == []
     frame.timestamp = [0, 0, 1, 2]
-    assert split_data(read_data(write(tmp_path, frame))).later("test").tolist() == [0]
+    assert split_data(read_data(write(tmp_path, frame))).later_day_users("test").tolist() == [0]
 
 
 def replaced(column, row, value, frame=INTERACTIONS):

@@ -15,11 +15,14 @@ from recipes.evaluation.metrics import evaluate_run
 
 def test_it_starts_from_cosine_similarity_to_the_profiles():
     torch.manual_seed(0)
-    text, company = F.normalize(torch.randn(9, 4), dim=-1), F.normalize(torch.randn(9, 3), dim=-1)
-    model = BilinearSimilarity([text, company], BilinearSettings(scale=6.0, max_history=2))
+    text, collaborative = (
+        F.normalize(torch.randn(9, 4), dim=-1),
+        F.normalize(torch.randn(9, 3), dim=-1),
+    )
+    model = BilinearSimilarity([text, collaborative], BilinearSettings(scale=6.0, max_history=2))
     found = model.logits([np.array([8, 1, 4]), np.array([7])])
     expected = torch.zeros(2, 9)
-    for table in (text, company):
+    for table in (text, collaborative):
         for decay in (0.9, 0.6, 0.0):  # of the first history only the newest two are read
             profile = F.normalize(decay * table[1] + table[4], dim=0)
             expected[0] += 2 * table @ profile

@@ -182,7 +182,7 @@ def test_collaborative_embeddings_place_companions_together(split):
     assert not found[5].any() and found[:5].any(1).all(), "an untouched item has a zero row"
 
 
-def test_collaborative_embeddings_without_company_are_zero():
+def test_collaborative_embeddings_without_cooccurrence_are_zero():
     for histories in ([], [np.array([0]), np.array([2])], [np.array([1, 1])]):
         found = embeddings.collaborative_embeddings(histories, 3, 4, seed=0)
         assert found.shape == (3, 4) and not found.any()

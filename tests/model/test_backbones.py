@@ -113,7 +113,7 @@ def test_an_adapter_trains_code_tokens_and_towers_and_merges(backbones, name, tm
     rows = {model: model.get_input_embeddings().weight for model in (merged, base)}
     assert torch.equal(rows[merged][:start], rows[base][:start]), "words stay as they were"
     assert not torch.equal(rows[merged][start : start + 24], rows[base][start : start + 24])
-    assert torch.equal(merged.item_sids, base.item_sids), "the base carries the tuned index"
+    assert torch.equal(merged.item_sids, base.item_sids), "the base carries the tuned SID table"
     names = load_file(run / "adapter" / "adapter_model.safetensors")
     assert any("item_tower.codebooks" in key for key in names)
     assert not torch.equal(merged.item_tower.codebooks, base.item_tower.codebooks)

@@ -1,4 +1,4 @@
-"""The tokenizer: text stays text, codes are tokens, and all of it survives a save."""
+"""The tokenizer: text stays text, semantic IDs are tokens, and all of it survives a save."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Towers, residual codes and the index: reference computations and properties."""
+"""Towers, residual codes and the SID table: reference computations and properties."""
 
 import pytest
 import torch
@@ -152,7 +152,7 @@ def test_two_hundred_identical_items_get_codes_of_their_own(tower):
     codes = tower.quantise(latents).codes
     unique = unique_sids(latents, tower.codebooks, codes, taken=codes[:0])
     assert len(unique.unique(dim=0)) == 200
-    assert (unique == codes).all(1).sum() == 1, "one keeps its codes"
+    assert (unique == codes).all(1).sum() == 1, "one keeps its semantic ID"
     # 8 per leaf level: the first level moves only when the 64 paths below it are used up.
     assert (unique[:, 0] == codes[:, 0]).sum() == 64
 

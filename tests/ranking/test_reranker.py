@@ -32,9 +32,9 @@ def plain_scores(history, decays):
     transition /= np.sqrt(np.maximum(transition.sum(1, keepdims=True), 1e-12))
     follow /= np.sqrt(np.maximum(follow.sum(1, keepdims=True), 1))
     buyers = np.maximum(together.diagonal(), 1)
-    company = together / np.sqrt(np.outer(buyers, buyers)) * (1 - np.eye(ITEMS))
+    cosine = together / np.sqrt(np.outer(buyers, buyers)) * (1 - np.eye(ITEMS))
     weights = [np.power(decay, np.arange(len(history))[::-1]) for decay in decays]
-    parts = zip((transition, follow, company), weights, strict=True)
+    parts = zip((transition, follow, cosine), weights, strict=True)
     return np.stack([w @ matrix[history] for matrix, w in parts], axis=-1)
 
 
@@ -67,7 +67,7 @@ def test_what_the_memory_knows_of_time():
     popularity, late, recent, era = cooccurrence.items.T
     # [0, 1, 2], [0, 1], [3, 1], [2]: the newest item of a history counts 1, the one before 1/2.
     torch.testing.assert_close(late, torch.tensor([0.75, 2.5, 2.0, 0.5, 0.0]))
-    # Ages in days of what has a stamp: 0: 240, 120; 1: 240, 0; 2: 0; 3: 0. Half-life is 120 days.
+    # Ages in days of what has a timestamp: 0: 240, 120; 1: 240, 0; 2: 0; 3: 0. Half-life: 120.
     torch.testing.assert_close(recent, torch.tensor([0.75, 1.25, 1.0, 1.0, 0.0]))
     average = 100.0
     ages = torch.tensor([360 + 3 * average, 240 + 3 * average, 300, 300, 300])
@@ -246,7 +246,7 @@ def test_a_finished_fit_is_not_made_again(tmp_path):
 
 
 @pytest.fixture
-def joined(model, split):
+def ranking(model, split):
     """A model with a co-occurrence memory and re-ranker that nothing was fitted for."""
     torch.manual_seed(0)
     model.set_reranker(
@@ -255,51 +255,51 @@ def joined(model, split):
     return model
 
 
-def test_joined_lists_are_legal_and_survive_a_save(joined, tmp_path):
-    history = [joined.catalogue[row]["item_id"] for row in (3, 9, 12)]
-    lists = joined.recommend([history, []], top_k=10)
+def test_reranked_lists_are_legal_and_survive_a_save(ranking, tmp_path):
+    history = [ranking.catalogue[row]["item_id"] for row in (3, 9, 12)]
+    lists = ranking.recommend([history, []], top_k=10)
     for found in lists:
         assert len({r.item_id for r in found}) == 10
         assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
     assert not set(history) & {r.item_id for r in lists[0]}
-    assert lists != joined.recommend([history, []], top_k=10, rerank=False)
-    joined.save_pretrained(tmp_path / "m")
-    joined.tokenizer.save_pretrained(tmp_path / "m")
+    assert lists != ranking.recommend([history, []], top_k=10, rerank=False)
+    ranking.save_pretrained(tmp_path / "m")
+    ranking.tokenizer.save_pretrained(tmp_path / "m")
     again = TTDSForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert again.recommend([history, []], top_k=10) == lists
 
 
-def test_joined_lists_over_old_items_stay_when_items_come_and_go(joined):
-    old = [entry["item_id"] for entry in joined.catalogue]
-    before = joined.recommend([old[:3]], top_k=10, allowed=old, num_beams=80)
-    joined.add_items([{"item_id": "new", "title": "A walnut kettle"}])
-    after = joined.recommend([old[:3]], top_k=10, allowed=old, num_beams=80)
+def test_reranked_lists_over_old_items_stay_when_items_come_and_go(ranking):
+    old = [entry["item_id"] for entry in ranking.catalogue]
+    before = ranking.recommend([old[:3]], top_k=10, allowed=old, num_beams=80)
+    ranking.add_items([{"item_id": "new", "title": "A walnut kettle"}])
+    after = ranking.recommend([old[:3]], top_k=10, allowed=old, num_beams=80)
     assert [r.item_id for r in after[0]] == [r.item_id for r in before[0]]
-    found = joined.recommend([["new"]], top_k=len(old), num_beams=len(old))[0]
+    found = ranking.recommend([["new"]], top_k=len(old), num_beams=len(old))[0]
     assert len(found) == len(old)
-    few = joined.recommend([old[:3]], top_k=10, allowed=old[:5])[0]
+    few = ranking.recommend([old[:3]], top_k=10, allowed=old[:5])[0]
     assert {r.item_id for r in few} == set(old[3:5])
-    joined.remove_items(["new", old[4]])
-    assert old[4] not in {r.item_id for r in joined.recommend([old[:3]], top_k=60)[0]}
+    ranking.remove_items(["new", old[4]])
+    assert old[4] not in {r.item_id for r in ranking.recommend([old[:3]], top_k=60)[0]}
 
 
-def test_explanations_add_up_to_the_scores(joined):
-    ids = [entry["item_id"] for entry in joined.catalogue]
+def test_explanations_add_up_to_the_scores(ranking):
+    ids = [entry["item_id"] for entry in ranking.catalogue]
     history = ids[3:6]
-    found = joined.recommend([history], top_k=10, rerank=False)[0]
-    reasons = joined.explain(history, [r.item_id for r in found])
+    found = ranking.recommend([history], top_k=10, rerank=False)[0]
+    reasons = ranking.explain(history, [r.item_id for r in found])
     for expected, reason in zip(found, reasons, strict=True):
         assert reason.item_id == expected.item_id
         assert sum(map(math.log, reason.steps)) == pytest.approx(expected.score, abs=1e-4)
     past = torch.tensor([[row] for row in (3, 4, 5)])
-    counts = joined.cooccurrence.scores(past, (1.0, 1.0, 1.0))[..., 0]  # (history, num_items)
-    for item, reason in zip(ids, joined.explain(history, ids), strict=True):
-        column = counts[:, joined.row_of[item]]
+    counts = ranking.cooccurrence.scores(past, (1.0, 1.0, 1.0))[..., 0]  # (history, num_items)
+    for item, reason in zip(ids, ranking.explain(history, ids), strict=True):
+        column = counts[:, ranking.row_of[item]]
         assert reason.follows == (history[column.argmax()] if column.any() else None)
-    assert [reason.resembles for reason in joined.explain(history, history)] == history
-    alone = joined.explain([], ids[:2])
+    assert [reason.resembles for reason in ranking.explain(history, history)] == history
+    alone = ranking.explain([], ids[:2])
     assert [(reason.follows, reason.resembles) for reason in alone] == [(None, None)] * 2
-    assert joined.explain(history, []) == []
+    assert ranking.explain(history, []) == []
 
 
 def test_memory_of_a_plain_model_is_empty():

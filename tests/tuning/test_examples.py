@@ -29,7 +29,7 @@ def sequences(split, states, tokenizer, seed=0, **options):
     return Examples(split, states, tokenizer, ExampleOptions(**({"tasks": {}} | options)), seed)
 
 
-def test_sequence_form_continues_the_state_it_names(split, states, tokenizer):
+def test_a_packed_sequence_continues_the_state_it_names(split, states, tokenizer):
     examples = sequences(split, states, tokenizer)
     cuts = set()
     for index in range(len(examples)):

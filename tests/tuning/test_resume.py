@@ -1,4 +1,4 @@
-"""A run with a moving index: killed, cut short, on two processes."""
+"""A run with a moving SID table: killed, cut short, on two processes."""
 
 import json
 import os
@@ -40,7 +40,7 @@ num_train_epochs: 3
 
 @pytest.fixture(scope="module")
 def dynamic(tmp_path_factory, shop):
-    """Return the command of a small run with a moving index, for an output folder."""
+    """Return the command of a small run with a moving SID table, for an output folder."""
     folder = tmp_path_factory.mktemp("dynamic")
     write_data(shop.data, folder / "data")
     (folder / "dynamic.yaml").write_text(SMALL.replace("num_codes: 8\n", "").replace(
@@ -144,7 +144,7 @@ class Spy(trainer.TTDSTrainer):
         super().train(**settings)
         codes = self.ttds.item_sids.numpy().tobytes() + self.ttds.user_sids.numpy().tobytes()
         log = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        churn = [e["index/churn"] for e in self.state.log_history if "index/churn" in e]
+        churn = [e["sids/churn"] for e in self.state.log_history if "sids/churn" in e]
         with open(f"{self.args.output_dir}-rank{self.args.process_index}.json", "w") as file:
             json.dump({"rank": self.args.process_index, "world": self.args.world_size,
                 "codes": hashlib.sha256(codes).hexdigest(), "losses": log, "churn": churn}, file)

@@ -24,7 +24,7 @@ class BilinearSettings:
     Args:
         scale: Weight of the plain cosine similarity it starts from.
         learning_rate: Of Adam at the start; it falls to zero as a cosine.
-        num_epochs: Passes over the training positions.
+        num_epochs: Epochs over the training positions.
         batch_size: Positions per step.
         max_history: How many of the newest items are read.
     """
@@ -68,7 +68,7 @@ class BilinearSimilarity:
 def fit_bilinear(
     split: Split, tables: list[Tensor], settings: BilinearSettings, seed: int
 ) -> BilinearSimilarity:
-    """Fit a similarity on the training positions, as of its best pass on the validation targets.
+    """Fit a similarity on the training positions, as of its best epoch on the validation targets.
 
     Args:
         split: The split.

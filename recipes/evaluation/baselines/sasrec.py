@@ -28,8 +28,8 @@ class SASRecSettings:
         learning_rate: Of AdamW.
         weight_decay: Of AdamW.
         batch_size: Users per step.
-        max_epochs: Most passes over the users.
-        patience: Passes without a better validation NDCG@10 after which it stops.
+        max_epochs: Most epochs over the users.
+        patience: Epochs without a better validation NDCG@10 after which it stops.
     """
 
     hidden_size: int = 64
@@ -111,7 +111,7 @@ class SASRec(nn.Module):
 
 
 def fit_sasrec(split: Split, settings: SASRecSettings, seed: int) -> SASRec:
-    """Fit a SASRec on the training histories, as of its best pass on the validation targets.
+    """Fit a SASRec on the training histories, as of its best epoch on the validation targets.
 
     Args:
         split: The split.
