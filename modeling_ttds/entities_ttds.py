@@ -53,8 +53,8 @@ class TTDSEntitiesMixin:
 
         Args:
             ids: Token ids, placeholder ids or -100, of any shape.
-            user_sids: Codes of the users that the ids name, (num_users, num_levels); by default
-                those of the attached users.
+            user_sids: Semantic IDs of the users that the ids name, (num_users, num_levels); by
+                default those of the attached users.
 
         Raises:
             ValueError: A user is named, but no user states are attached.
