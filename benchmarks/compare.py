@@ -25,9 +25,9 @@ from benchmarks.result import (
     results,
     write_result,
 )
-from recipes.data import toyshop
+from recipes.config import DataOptions
+from recipes.data.load import load_data
 from recipes.data.split import Split, split_data
-from recipes.data.tables import read_data
 from recipes.evaluation.metrics import slices
 from recipes.evaluation.report import RERANKER_ONLY, TTDS
 
@@ -141,9 +141,8 @@ def main() -> None:
     parser.add_argument("--lists", type=Path, default=LISTS, help="folder of the ranked lists")
     arguments = parser.parse_args()
     begun = time.perf_counter()
-    folder = arguments.dataset_name
-    data = read_data(folder, tie_break=arguments.tie_break) if folder else toyshop.generate().data
-    split = split_data(data)
+    options = DataOptions(dataset_name=arguments.dataset_name, tie_break=arguments.tie_break)
+    split = split_data(load_data(options)[0])
     try:
         content = compare(split, arguments.name, arguments.tie_break, arguments.lists)
     except (FileNotFoundError, ValueError) as error:

@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 
 from benchmarks.result import LISTS, RESULTS, order, read_run
-from recipes.data import toyshop
+from recipes.config import DataOptions
+from recipes.data.load import load_data
 from recipes.data.split import split_data
-from recipes.data.tables import read_data, write_data
+from recipes.data.tables import write_data
 from recipes.evaluation.metrics import evaluate_run
 from recipes.evaluation.report import write_run
 
@@ -41,11 +42,7 @@ def main() -> None:
         parser.error(f"{RESULTS} has no {arguments.name}.json; name one of its results.")
     row = json.loads((RESULTS / f"{arguments.name}.json").read_text("utf-8"))
     folder = arguments.dataset_name
-    data = (
-        read_data(folder, tie_break=order(row), seed=row["seed"])
-        if folder
-        else toyshop.generate().data
-    )
+    data, _ = load_data(DataOptions(dataset_name=folder, tie_break=order(row)), row["seed"])
     if data.sha256 != row["data_sha256"]:
         raise SystemExit(
             f"`data_sha256` of {arguments.name} is {row['data_sha256']}, that of "

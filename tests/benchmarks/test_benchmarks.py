@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy import stats
 
 from benchmarks import baseline, compare, result, tables
 from recipes.data.tables import write_data
@@ -140,6 +141,19 @@ def test_bootstrap_of_known_answer():
         low, high = report["interval"]
         deviation = noise[:, column].std() / 500**0.5
         assert (high - low) / (2 * 1.96) == pytest.approx(deviation, rel=0.05)
+
+
+def test_the_bootstrap_is_that_of_scipy():
+    draw = np.random.default_rng(3)
+    theirs = draw.integers(0, 2, (400, 2)).astype(float)
+    ours = np.clip(theirs + draw.integers(-1, 2, (400, 2)), 0, 1)
+    for column, report in enumerate(compare.bootstrap(ours, theirs).values()):
+        expected = stats.bootstrap(
+            (ours[:, column], theirs[:, column]), lambda a, b, axis: (a - b).mean(axis=axis),
+            paired=True, method="percentile", n_resamples=compare.RESAMPLES, rng=draw,
+        )  # fmt: skip
+        wide = expected.confidence_interval.high - expected.confidence_interval.low
+        assert report["interval"] == pytest.approx(expected.confidence_interval, abs=wide / 20)
 
 
 def keep(split, method, seed, lists, validation):

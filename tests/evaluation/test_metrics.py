@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import evaluate
+import ir_measures
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from recipes.data.split import split_data
 from recipes.data.tables import read_data, write_data
 from recipes.evaluation import report
 from recipes.evaluation.baselines.popularity import popularity
-from recipes.evaluation.metrics import evaluate_run, rank_metrics
+from recipes.evaluation.metrics import CUTOFFS, evaluate_run, rank_metrics
 from tests.conftest import SHARED
 
 REFEREE = SHARED / "scoring" / "score.py"
@@ -24,6 +25,25 @@ def test_hand_computed():
     assert result["HR@1"] == 1 / 3 and result["HR@5"] == 2 / 3
     assert result["NDCG@5"] == (1 / math.log2(4) + 1) / 3
     assert result["MRR@5"] == (1 / 3 + 1) / 3
+
+
+def test_equal_to_trec_eval_by_ir_measures():
+    """An independent implementation, one query per user, on lists of unlike lengths."""
+    draw = np.random.default_rng(0)
+    lists = [draw.permutation(30)[: draw.integers(1, 25)].tolist() for _ in range(200)]
+    targets = draw.integers(0, 30, 200).tolist()
+    relevant = [ir_measures.Qrel(str(user), str(item), 1) for user, item in enumerate(targets)]
+    listed = [
+        ir_measures.ScoredDoc(str(user), str(item), -place)
+        for user, items in enumerate(lists)
+        for place, item in enumerate(items)
+    ]
+    theirs = {"HR": ir_measures.Success, "NDCG": ir_measures.nDCG, "MRR": ir_measures.RR}
+    names = {f"{name}@{k}": measure @ k for name, measure in theirs.items() for k in CUTOFFS}
+    expected = ir_measures.calc_aggregate(names.values(), relevant, listed)
+    ours = rank_metrics(lists, targets)
+    assert 0.1 < ours["NDCG@10"] < 0.5
+    assert ours == pytest.approx({name: expected[measure] for name, measure in names.items()})
 
 
 def test_evaluate_loads_the_module_from_its_file():

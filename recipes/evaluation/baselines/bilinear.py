@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from tqdm.auto import tqdm
 
 from modeling_ttds.recommendation_ttds import pad_rows
 from modeling_ttds.towers_ttds import profile
 from recipes.data.split import Split
+from recipes.evaluation.baselines.fit import best_weights
 from recipes.evaluation.baselines.rank import rank
 from recipes.evaluation.metrics import rank_metrics
 
@@ -84,23 +84,24 @@ def fit_bilinear(
     steps = settings.num_epochs * -(-len(shown) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     chosen = split.validation_targets[split.users("validation")]
-    best, best_weight = -1.0, None
-    with tqdm(range(settings.num_epochs), desc="similarity", unit="epoch") as epochs:
-        for _ in epochs:
-            order = torch.randperm(len(shown), generator=generator)
-            for batch in order.split(settings.batch_size):
-                logits = model.logits([shown[i] for i in batch.tolist()])
-                loss = F.cross_entropy(logits, targets[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            lists = rank_bilinear(model, split, "validation", 10)
-            ndcg = rank_metrics(lists.tolist(), chosen)["NDCG@10"]
-            if ndcg > best:
-                best, best_weight = ndcg, model.weight.detach().clone()
-            epochs.set_postfix(ndcg=f"{ndcg:.4f}", best=f"{best:.4f}")
-    model.weight = best_weight
+
+    def train() -> None:
+        for batch in torch.randperm(len(shown), generator=generator).split(settings.batch_size):
+            logits = model.logits([shown[i] for i in batch.tolist()])
+            loss = F.cross_entropy(logits, targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    def ndcg() -> float:
+        lists = rank_bilinear(model, split, "validation", 10)
+        return rank_metrics(lists.tolist(), chosen)["NDCG@10"]
+
+    best = best_weights(
+        "similarity", settings.num_epochs, train, ndcg, lambda: {"weight": model.weight}
+    )
+    model.weight = best["weight"]
     return model
 
 

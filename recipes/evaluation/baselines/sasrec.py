@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from tqdm.auto import tqdm
 
 from recipes.data.split import Split
+from recipes.evaluation.baselines.fit import best_weights
 from recipes.evaluation.baselines.rank import CHUNK, rank
 
 POOL = 16  # batches whose histories are sorted by length together
@@ -126,24 +126,25 @@ def fit_sasrec(split: Split, settings: SASRecSettings, seed: int) -> SASRec:
         model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
     histories = [h[-settings.max_history - 1 :] for h in split.training if len(h) > 1]
-    best, best_epoch, best_weights = -1.0, 0, {}
-    with tqdm(range(settings.max_epochs), desc="SASRec", unit="epoch") as epochs:
-        for epoch in epochs:
-            model.train()
-            for batch in _batches(histories, settings.batch_size, order):
-                loss = model.loss(*_padded(batch, model.items.weight.device))
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-            ndcg = _validation_ndcg(model, split)
-            if ndcg > best:
-                best, best_epoch = ndcg, epoch
-                best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-            epochs.set_postfix(ndcg=f"{ndcg:.4f}", best=f"{best:.4f}", at=best_epoch + 1)
-            if epoch - best_epoch >= settings.patience:
-                break
-    model.load_state_dict(best_weights)
+
+    def train() -> None:
+        model.train()
+        for batch in _batches(histories, settings.batch_size, order):
+            loss = model.loss(*_padded(batch, model.items.weight.device))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    best = best_weights(
+        "SASRec",
+        settings.max_epochs,
+        train,
+        lambda: _validation_ndcg(model, split),
+        model.state_dict,
+        settings.patience,
+    )
+    model.load_state_dict(best)
     return model.eval()
 
 

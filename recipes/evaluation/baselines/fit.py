@@ -1,0 +1,38 @@
+"""Epochs of a baseline that is trained: the weights that are best on the validation targets."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+
+def best_weights(
+    name: str,
+    num_epochs: int,
+    train: Callable[[], None],
+    ndcg: Callable[[], float],
+    weights: Callable[[], dict[str, Tensor]],
+    patience: int | None = None,
+) -> dict[str, Tensor]:
+    """Train epoch by epoch; return a copy of the weights as of the epoch of the best NDCG.
+
+    Args:
+        name: What the progress bar calls it.
+        num_epochs: Most epochs.
+        train: Trains for one epoch.
+        ndcg: Measures the model as it is.
+        weights: Returns its weights.
+        patience: Epochs without a better NDCG after which it stops; None never stops early.
+    """
+    best, best_epoch, kept = -1.0, 0, {}
+    with tqdm(range(num_epochs), desc=name, unit="epoch") as epochs:
+        for epoch in epochs:
+            train()
+            found = ndcg()
+            if found > best:
+                best, best_epoch = found, epoch
+                kept = {key: value.detach().clone() for key, value in weights().items()}
+            epochs.set_postfix(ndcg=f"{found:.4f}", best=f"{best:.4f}", at=best_epoch + 1)
+            if patience is not None and epoch - best_epoch >= patience:
+                break
+    return kept
