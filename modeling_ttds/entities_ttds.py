@@ -241,7 +241,7 @@ class TTDSEntitiesMixin:
         return values.detach() if not factor else factor * values + (1 - factor) * values.detach()
 
     def sid_token_vectors(self) -> Tensor:
-        """Return the projected codebook vector of every SID token, (num_code_tokens, hidden)."""
+        """Return the projected codebook vector of every SID token, (num_sid_tokens, hidden)."""
         codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
         codebooks = self._scaled(codebooks)
         projections = self.codebook_projections.weight.to(codebooks.dtype)

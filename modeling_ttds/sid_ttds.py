@@ -17,7 +17,7 @@ def unique_sids(latents: Tensor, codebooks: Tensor, codes: Tensor, taken: Tensor
     Args:
         latents: What the tower's encoder says of the items, (num_items, code_dim).
         codebooks: Codebook vectors, (num_levels, num_codes, code_dim).
-        codes: The nearest codes of the items, (num_items, num_levels).
+        codes: The nearest semantic IDs of the items, (num_items, num_levels).
         taken: Semantic IDs that may not be used, (num_taken, num_levels).
 
     Raises:

@@ -78,7 +78,7 @@ def test_only_missing_shards_are_made(asked, one):
     assert done.returncode == 0, done.stderr[-3000:]
     assert victim.read_bytes() == content
     del timestamps[victim]
-    assert all(part.stat().st_mtime_ns == stamp for part, stamp in timestamps.items())
+    assert all(part.stat().st_mtime_ns == before for part, before in timestamps.items())
     assert "already" in run("one").stdout
 
 

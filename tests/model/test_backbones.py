@@ -91,7 +91,7 @@ def test_a_backbone_keeps_its_weights_and_recommends(
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied"])
-def test_an_adapter_trains_code_tokens_and_towers_and_merges(backbones, name, tmp_path, shop):
+def test_an_adapter_trains_sid_tokens_and_towers_and_merges(backbones, name, tmp_path, shop):
     write_data(shop.data, tmp_path / "data")
     (tmp_path / "small.yaml").write_text(SMALL)
     run = tmp_path / "run"

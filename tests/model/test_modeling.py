@@ -56,7 +56,7 @@ def test_configuration_of_plain_dicts_is_whole_and_survives_its_folder(tmp_path)
         assert getattr(loaded, name).to_dict() == getattr(config, name).to_dict()
 
 
-def test_bind_swaps_placeholders_for_todays_code_tokens(bound):
+def test_bind_swaps_placeholders_for_todays_sid_tokens(bound):
     ids, labels = prompt(2, [4], [9])
     start, codes = bound.config.sid_token_start, bound.config.item_tower.num_codes
     user = [start + (LEVELS + n) * codes + int(c) for n, c in enumerate(bound.user_sids[2])]

@@ -47,7 +47,7 @@ def extended(request):
     return TTDSTokenizer.from_base(BASES[request.param](), num_levels=2, num_codes=4)
 
 
-def test_code_tokens_are_one_block_by_kind_level_and_code(extended):
+def test_sid_tokens_are_one_block_by_kind_level_and_code(extended):
     start = extended.sid_token_start
     assert extended.convert_tokens_to_ids("<item_1_2>") == start + 1 * 4 + 2
     assert extended.convert_tokens_to_ids("<user_0_3>") == start + 2 * 4 + 3
@@ -69,7 +69,7 @@ def test_plain_text_decodes_to_itself(text):
     assert tokenizer.decode(tokenizer.encode_text(text)) == text
 
 
-def test_code_tokens_written_by_a_person_are_code_tokens(extended):
+def test_sid_tokens_written_by_a_person_are_sid_tokens(extended):
     ids = extended.encode_prompt("likes <item_0_3><item_1_0>")
     assert ids[-2:] == extended.convert_tokens_to_ids(["<item_0_3>", "<item_1_0>"])
 
@@ -125,7 +125,7 @@ def test_save_and_load_keep_every_id(extended, tmp_path):
         assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
-def test_a_base_without_end_or_with_code_tokens_is_refused():
+def test_a_base_without_end_or_with_sid_tokens_is_refused():
     base = byte_level()
     base.eos_token = None
     with pytest.raises(ValueError, match="no `eos_token`"):
