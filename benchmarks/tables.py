@@ -20,7 +20,8 @@ METRICS = (
 )  # fmt: skip
 SLICES = ("all", "later", "cold", "head", "tail")
 ORDER = (
-    "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, language model only",
+    "TTDS", "TTDS (static, GPU)", "TTDS (full, GPU)", "TTDS, generated",
+    "TTDS, language model only",
     "TTDS, language model only (static, GPU)", "TTDS, language model only (full, GPU)",
     RERANKER_ONLY, "Markov chain + text", "Markov chain", "item-kNN", "EASE", "bilinear similarity",
     "SASRec, full cross-entropy", "TIGER, static text SIDs", "TIGER (cornac)", "RPG (cornac)",

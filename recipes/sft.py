@@ -21,7 +21,7 @@ from recipes.hub.publishing import take_over_push
 from recipes.hub.run import clear_output, run_facts, save_run
 from recipes.index.embeddings import embed_items, given_text_embeddings
 from recipes.index.refresh import build_sid_table
-from recipes.ranking.reranker import rank
+from recipes.ranking.reranker import rank_users
 from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import Examples, UserStates
 from recipes.tuning.trainer import TTDSTrainer
@@ -72,10 +72,8 @@ def main(
     if not trainer.is_world_process_zero():
         return
     model = trainer.tuned()
-    rows, lists = rank(
-        model, split, options.reranker, options.evaluation.num_beams, seed, folder / "rerankers"
-    )
-    report.add_comparisons(rows, model, split, shop)
+    num_beams, rerankers = options.evaluation.num_beams, folder / "rerankers"
+    rows, lists = rank_users(model, split, shop, options.reranker, num_beams, seed, rerankers)
     facts = run_facts(options, backbone, seed, data) | {"towers": towers, "tuning": tuning}
     facts |= {"seconds": round(time.perf_counter() - begun, 1)}
     save_run(folder, training.hub_model_id, model, split, lists, facts | rows)

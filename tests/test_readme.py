@@ -86,6 +86,15 @@ def test_files_the_readme_names_exist():
             assert ROOT.joinpath(*parts, name).exists(), f"{line}: {name}"
 
 
+def test_files_the_documents_name_exist():
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        text = document.read_text("utf-8")
+        for name in re.findall(
+            r"`((?:recipes|modeling_ttds|benchmarks|docs|tests)/[\w./-]+)`", text
+        ):
+            assert (ROOT / name).exists(), f"{document.name}: {name}"
+
+
 def test_every_module_stands_in_the_readme():
     named = set(re.findall(r"\b[a-z_]+\.py\b", TREE))
     for package in ("recipes", "modeling_ttds"):

@@ -18,8 +18,16 @@ from modeling_ttds.reranker_ttds import BLEND, FEATURES, FLOOR, MODEL_FEATURES, 
 from modeling_ttds.trie_ttds import TTDSCandidates
 from recipes.config import RerankerOptions
 from recipes.data.split import Split
+from recipes.data.toyshop import Toyshop
 from recipes.evaluation.metrics import evaluate_run
-from recipes.evaluation.report import GENERATED, LM_ONLY, RERANKER_ONLY, TTDS, evaluate_model
+from recipes.evaluation.report import (
+    GENERATED,
+    LM_ONLY,
+    RERANKER_ONLY,
+    TTDS,
+    add_comparisons,
+    evaluate_model,
+)
 from recipes.index.embeddings import cached, hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.priors import cross_fit_priors, node_choices
@@ -251,19 +259,21 @@ def with_model(items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
 VIEWS = {RERANKER_ONLY: without_model, TTDS: with_model}
 
 
-def rank(
+def rank_users(
     model: TTDSForCausalLM,
     split: Split,
+    shop: Toyshop | None,
     options: RerankerOptions,
     num_beams: int,
     seed: int,
     folder: Path | None = None,
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
-    """Give the model a co-occurrence memory and a re-ranker, if it is to have them; measure it.
+    """Give the model a re-ranker, if it is to have one, and measure it beside the baselines.
 
     Args:
         model: A tuned model with a frozen SID table.
         split: The split.
+        shop: The generated data set, if `split` is its split.
         options: Whether to fit them, and how.
         num_beams: Prefixes kept per level.
         seed: Seed of the fits.
@@ -273,7 +283,7 @@ def rank(
         As of `join`.
     """
     if options.reranker:
-        return join(
+        rows, lists = join(
             model,
             split,
             num_beams=num_beams,
@@ -282,11 +292,13 @@ def rank(
             seed=seed,
             folder=folder,
         )
-    rows, lists = {"validation": {}, "test": {}}, {}
-    for which in rows:
-        rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(
-            model, split, which, num_beams, LM_ONLY
-        )
+    else:
+        rows, lists = {"validation": {}, "test": {}}, {}
+        for which in rows:
+            rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(
+                model, split, which, num_beams, LM_ONLY
+            )
+    add_comparisons(rows, model, split, shop)
     return rows, lists
 
 
