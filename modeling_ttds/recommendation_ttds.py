@@ -13,7 +13,7 @@ from .reranker_ttds import TTDSRecall
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
 
-NUM_CANDIDATES = 200
+NUM_CANDIDATES = 100
 
 
 @dataclass(frozen=True)

@@ -151,9 +151,10 @@ class RerankerOptions:
 
     _argument_group_name = "re-ranker"
 
-    reranker: bool = _option(
-        True, "Whether to fit a co-occurrence memory and a re-ranker after tuning."
+    memory: bool = _option(
+        True, "Whether to fit priors of a co-occurrence memory, which join the beam search."
     )
+    reranker: bool = _option(True, "Whether to fit a re-ranker too.")
     min_pair_users: int = _option(
         1, "Least number of users behind a pair of items the co-occurrence memory keeps."
     )
@@ -164,6 +165,10 @@ class RerankerOptions:
     )
 
     def __post_init__(self):
+        if self.reranker and not self.memory:
+            raise ValueError(
+                "`memory` is false and `reranker` true, which needs it; set both or neither."
+            )
         if not 0 <= self.cold_item_dropout < 1:
             raise ValueError(
                 f"`cold_item_dropout` is {self.cold_item_dropout}; give a share from 0 to below 1."

@@ -86,9 +86,9 @@ def _joined(parts: list[NodeChoices]) -> NodeChoices:
 def fit_priors(
     choices: list[NodeChoices],
     *,
-    num_epochs: int = 12,
-    batch_size: int = 256,
-    learning_rate: float = 2e-3,
+    num_epochs: int = 24,
+    batch_size: int = 128,
+    learning_rate: float = 3e-3,
     seed: int = 0,
     name: str = "prior head",
 ) -> TTDSPriorHead:

@@ -50,9 +50,10 @@ def reranker_data(
     which: str,
     num_beams: int,
     heads: Sequence[TTDSPriorHead],
+    rerank: bool = True,
     batch_size: int = 64,
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Collect the candidates of every user with a target and their features.
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, dict[str, Tensor]]:
+    """Generate for every user with a target; collect candidates of the re-ranker and features.
 
     Args:
         model: A model with a co-occurrence memory.
@@ -61,12 +62,14 @@ def reranker_data(
         num_beams: Beams that join the candidates.
         heads: The prior heads; the n-th user is searched for with the n-th of them, and so on
             around, so that none has seen its user's target.
+        rerank: Whether candidates are wanted.
         batch_size: Users per step.
 
     Returns:
         Item rows, padded with -1, (num_users, num_candidates), features, (num_users,
         num_candidates, num_features), which candidate is the target, or -1, (num_users,), and, per
         row of a table, what is generated, padded with -1, (num_users, num_beams); all on the CPU.
+        The first three are None without `rerank`.
     """
     model.eval()
     users = split.users(which)
@@ -85,13 +88,17 @@ def reranker_data(
             beams = beam_search(model, *prompts, candidates, num_beams, priors)[0][:, :num_beams]
             missing = num_beams - beams.shape[1]
             generated[row].append(F.pad(beams, (0, missing), value=-1).cpu())
+        if not rerank:
+            continue
         forbidden = model.forbidden(excluded, None)
         found = model.reranker_features(shown, prompts, beams, forbidden)
         items.append(F.pad(found[0], (0, missing), value=-1).cpu())
         features.append(F.pad(found[1], (0, 0, 0, missing)).cpu())
     back = order.argsort()
-    items, features = torch.cat(items)[back], torch.cat(features)[back]
     generated = {row: torch.cat(parts)[back] for row, parts in generated.items()}
+    if not rerank:
+        return None, None, None, generated
+    items, features = torch.cat(items)[back], torch.cat(features)[back]
     return items, features, _place(items, split, which), generated
 
 
@@ -282,16 +289,8 @@ def rank_users(
     Returns:
         As of `join`.
     """
-    if options.reranker:
-        rows, lists = join(
-            model,
-            split,
-            num_beams=num_beams,
-            min_pair_users=options.min_pair_users,
-            cold_item_dropout=options.cold_item_dropout,
-            seed=seed,
-            folder=folder,
-        )
+    if options.memory:
+        rows, lists = join(model, split, options, num_beams=num_beams, seed=seed, folder=folder)
     else:
         rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:
@@ -305,63 +304,62 @@ def rank_users(
 def join(
     model: TTDSForCausalLM,
     split: Split,
+    options: RerankerOptions,
     *,
     num_beams: int,
-    min_pair_users: int,
-    cold_item_dropout: float,
     seed: int,
     folder: Path | None = None,
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
-    """Give the model a co-occurrence memory and re-ranker, and measure what each part brings.
+    """Give the model a co-occurrence memory, priors and a re-ranker; measure what each brings.
 
-    Neither the language model nor the co-occurrence memory has seen the validation targets the
-    re-ranker is fitted on. Validation metrics are cross-fitted; test metrics come from the
-    re-ranker fitted on all of them.
+    Neither the language model nor the co-occurrence memory has seen the validation targets that
+    priors and re-ranker are fitted on. Validation metrics are cross-fitted, but for the re-ranker
+    only, which has none; test metrics come from what was fitted on all of them.
 
     Args:
         model: A tuned model with a frozen SID table.
         split: The split.
+        options: What is fitted.
         num_beams: Beams that join the candidates.
-        min_pair_users: Least number of users behind a pair of items the co-occurrence memory keeps.
-        cold_item_dropout: Share of the candidates shown as if nobody had chosen them.
         seed: Seed of the fits.
         folder: Keeps the finished fits, so that a call after a stop goes on from there.
 
     Returns:
         Metrics per split and row, and per row the lists of the test users.
     """
-    cooccurrence = build_cooccurrence(
-        split.training, split.num_items, min_pair_users, split.training_timestamps
-    )
-    model.set_reranker(cooccurrence.to(model.device), TTDSReranker(len(FEATURES)).to(model.device))
-    model.set_priors(model.cooccurrence, TTDSPriorHead(model.config.item_tower.num_levels))
+    memory = build_cooccurrence(
+        split.training, split.num_items, options.min_pair_users, split.training_timestamps
+    ).to(model.device)
+    model.set_priors(memory, TTDSPriorHead(model.config.item_tower.num_levels).to(model.device))
     head, heads = cross_fit_priors(node_choices(model, split, "validation"), seed=seed)
-    data = reranker_data(model, split, "validation", num_beams, heads)
-    items, features, target, generated = data
-    lists = {"validation": {row: found[:, :20] for row, found in generated.items()}, "test": {}}
-    rerankers = {}
-    for row, view in VIEWS.items():
-        seen, described = view(items, features)
-        found = torch.where(target < seen.shape[1], target, -1)
-        fit = {
-            "cold_item_dropout": cold_item_dropout, "seed": seed, "name": f"fit {row}",
-            "folder": folder,
-        }  # fmt: skip
-        lists["validation"][row] = cross_fit(seen, described, found, **fit)
-        rerankers[row] = fit_reranker(seen, described, found, **fit)
-    recall = (target >= 0).float().mean().item()
-    items, features, _, generated = reranker_data(model, split, "test", num_beams, [head])
-    lists["test"] |= {row: found[:, :20] for row, found in generated.items()}
-    for row, view in VIEWS.items():
-        lists["test"][row] = ranked(rerankers[row], *view(items, features))
-    model.set_reranker(model.cooccurrence, rerankers[TTDS].to(model.device))
+    validation = reranker_data(model, split, "validation", num_beams, heads, options.reranker)
+    test = reranker_data(model, split, "test", num_beams, [head], options.reranker)
+    lists = {
+        which: {row: found[:, :20] for row, found in data[-1].items()}
+        for which, data in (("validation", validation), ("test", test))
+    }
+    recall = None
+    if options.reranker:
+        items, features, target, _ = validation
+        recall = (target >= 0).float().mean().item()
+        for row, view in VIEWS.items():
+            seen, described = view(items, features)
+            found = torch.where(target < seen.shape[1], target, -1)
+            fit = {"cold_item_dropout": options.cold_item_dropout, "seed": seed, "folder": folder}
+            fit |= {"name": f"fit {row}"}
+            if row == TTDS:
+                lists["validation"][row] = cross_fit(seen, described, found, **fit)
+            reranker = fit_reranker(seen, described, found, **fit)
+            lists["test"][row] = ranked(reranker, *view(*test[:2]))
+        model.set_reranker(memory, reranker.to(model.device))
     named = {which: {row: _rows(found) for row, found in rows.items()}
              for which, rows in lists.items()}  # fmt: skip
     rows = {
         which: {row: evaluate_run(split, which, found) for row, found in found_by.items()}
         for which, found_by in named.items()
     }
-    rows["validation"][TTDS]["candidate_recall"] = recall
+    if recall is not None:
+        rows["validation"][TTDS]["candidate_recall"] = recall
     return rows, named["test"]
 
 

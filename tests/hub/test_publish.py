@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from recipes.config import TTDSArguments, TTDSTrainingArguments
+from recipes.config import RerankerOptions, TTDSArguments, TTDSTrainingArguments
 from recipes.data.tables import write_data
 from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY
@@ -48,7 +48,7 @@ def folder(built, split, shop, options, tmp_path_factory):
     built.tokenizer.save_pretrained(folder)
     model = TTDSForCausalLM.from_pretrained(folder).eval()
     rows, lists = reranker.join(
-        model, split, num_beams=20, min_pair_users=2, cold_item_dropout=0.1, seed=0
+        model, split, RerankerOptions(min_pair_users=2), num_beams=20, seed=0
     )
     rows["test"][LM_ONLY] |= report.sid_metrics(model, split, "test")
     rows["test"] |= report.baseline_rows(split, "test", shop)
