@@ -133,8 +133,8 @@ class TTDSNodePairs(nn.Module):
 class TTDSNodeHead(nn.Module):
     """Scores the children of a node by a query against the items below them.
 
-    At every level the query q joins the language model's state with the history's profiles, which
-    are unit means of the embeddings of its items. A child with n items of mean m and variance v
+    At every level the query q joins the language model's state with a mix of the history's
+    profiles, which are unit means of the embeddings of its items. A child with n items of mean m and variance v
     below it gets log n + q m + q^2 v / 2: the log of the summed exp(q x) over its items x, up to
     the second order. Starting from the identity, the profiles' part is a bilinear similarity.
 
@@ -144,16 +144,21 @@ class TTDSNodeHead(nn.Module):
 
     def __init__(self, config: TTDSConfig):
         super().__init__()
-        levels, dim = config.item_tower.num_levels, config.vector_dim
-        hidden = config.backbone_config.hidden_size
-        self.state = nn.Parameter(torch.empty(levels, hidden, dim))
-        self.profile = nn.Parameter(torch.empty(levels, len(PROFILE_DECAYS) * dim, dim))
+        dim, hidden = config.vector_dim, config.backbone_config.hidden_size
+        # One parameter a level: the gradient of a slice is as large as the whole.
+        shapes = {"state": (hidden, dim), "mix": (len(PROFILE_DECAYS), dim), "profile": (dim, dim)}
+        for name, shape in shapes.items():
+            levels = range(config.item_tower.num_levels)
+            weights = nn.ParameterList(nn.Parameter(torch.empty(shape)) for _ in levels)
+            setattr(self, name, weights)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Start from plain similarity: nothing of the state, profiles by their cosine."""
-        init.zeros_(self.state)
-        init.zeros_(self.profile)
+        for state, mix, profile in zip(self.state, self.mix, self.profile, strict=True):
+            init.zeros_(state)
+            init.constant_(mix, PROFILE_SCALE / len(mix))
+            init.zeros_(profile)
 
     def query(self, states: Tensor, profiles: Tensor, level: int) -> Tensor:
         """Return queries, (..., dim).
@@ -163,10 +168,9 @@ class TTDSNodeHead(nn.Module):
             profiles: Profiles of the histories, (..., num_profiles, dim).
             level: Which code comes next.
         """
-        profiles = profiles.to(self.profile.dtype)
-        plain = profiles.sum(-2) * (PROFILE_SCALE / len(PROFILE_DECAYS))
-        learnt = profiles.flatten(-2) @ self.profile[level]
-        return states.to(self.state.dtype) @ self.state[level] + plain + learnt
+        mixed = (profiles.to(self.mix[level].dtype) * self.mix[level]).sum(-2)  # (..., dim)
+        states = states.to(mixed.dtype) @ self.state[level]
+        return states + mixed + mixed @ self.profile[level]
 
     def forward(self, query: Tensor, children: Tensor, depth: int, table: TTDSNodeTable) -> Tensor:
         """Return what the items below children add to their logits, (..., num_children).

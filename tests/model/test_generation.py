@@ -43,8 +43,8 @@ def make_model(shape="llama untied", attention="sdpa"):
     paths = torch.tensor(list(itertools.product(range(CODES), repeat=LEVELS)))
     model.item_sids.copy_(paths[torch.randperm(len(paths))[:ITEMS]])
     with torch.no_grad():
-        model.node_head.state.normal_(std=0.1)
-        model.node_head.profile.normal_(std=0.1)
+        for parameter in model.node_head.parameters():
+            parameter.normal_(std=0.1)
         model.item_reader.weight.normal_(std=0.3)
     model.catalogue = [{"item_id": f"i{row}", "title": f"Title {row}"} for row in range(ITEMS)]
     return model

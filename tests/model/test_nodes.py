@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from modeling_ttds.configuration_ttds import placeholder_ids
-from modeling_ttds.nodes_ttds import PROFILE_DECAYS, PROFILE_SCALE, history_profiles
+from modeling_ttds.nodes_ttds import PROFILE_DECAYS, history_profiles
 from modeling_ttds.trie_ttds import TTDSTrie
 
 LEVELS = 3
@@ -18,11 +18,7 @@ def random(model):
     """A model whose heads say something."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in (
-            model.node_head.state,
-            model.node_head.profile,
-            *model.node_pairs.targets,
-        ):
+        for parameter in (*model.node_head.parameters(), *model.node_pairs.targets):
             parameter.normal_(std=0.1)
     return model
 
@@ -48,8 +44,8 @@ def test_node_logits_are_second_order_sums_over_the_items_below(random):
     state = torch.randn(random.config.backbone_config.hidden_size)
     profiles = profile(random, history)
     query = state @ random.node_head.state[level]
-    query = query + PROFILE_SCALE / len(PROFILE_DECAYS) * profiles.sum(0)
-    query = query + profiles.flatten() @ random.node_head.profile[level]
+    mixed = sum(random.node_head.mix[level][n] * profiles[n] for n in range(len(profiles)))
+    query = query + mixed + mixed @ random.node_head.profile[level]
     own = random.level_logits(state, "item", level)
     ids = torch.tensor([[i for row in history for i in placeholder_ids("item", row, LEVELS)]])
     context = random.context(ids)
@@ -141,7 +137,7 @@ def test_gradients_reach_every_part_of_the_heads(random, states):
     ids += [i for row in (1, 2, 7) for i in placeholder_ids("item", row, LEVELS)]
     labels = [-100] * 6 + ids[6:]
     random.train()(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.backward()
-    heads = random.node_head.state, random.node_head.profile, random.item_reader.weight
+    heads = [*random.node_head.parameters(), random.item_reader.weight]
     for parameter in (*heads, random.node_pairs.source, *random.node_pairs.targets):
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0
 
