@@ -25,6 +25,15 @@ def is_missing(value: object) -> bool:
     return isinstance(value, Real) and math.isnan(value)
 
 
+def shown(value: object) -> str:
+    """Return a value as messages show it, cut where it is long.
+
+    Args:
+        value: What stands in a field.
+    """
+    return reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+
+
 def as_id(value: object, field: str, where: str) -> str:
     """Return an id as the opaque string it is.
 
@@ -44,7 +53,7 @@ def as_id(value: object, field: str, where: str) -> str:
             raise ValueError(f"{where}: `{field}` is empty; give each an id, or drop the row.")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(
-                f"{where}: `{field}` is {reprlib.repr(text)}, which holds half a character (a lone "
+                f"{where}: `{field}` is {shown(text)}, which holds half a character (a lone "
                 "surrogate) and cannot be saved; give another id."
             )
         return text
@@ -53,7 +62,7 @@ def as_id(value: object, field: str, where: str) -> str:
     if _is_number(value) and (isinstance(value, Integral) or _is_whole(value)):
         return str(int(value))
     raise ValueError(
-        f"{where}: `{field}` is {reprlib.repr(value)}; ids are strings, or integers that are read "
+        f"{where}: `{field}` is {shown(value)}; ids are strings, or integers that are read "
         "as their digits."
     )
 
@@ -84,7 +93,7 @@ def as_text(value: object, field: str, where: str) -> str:
         whole = isinstance(value, Integral) or (isinstance(value, Real) and _is_whole(value))
         return str(int(value)) if whole else str(value)
     raise ValueError(
-        f"{where}: `{field}` is {reprlib.repr(value)}; give text, a finite number, or a list of "
+        f"{where}: `{field}` is {shown(value)}; give text, a finite number, or a list of "
         "them."
     )
 
@@ -111,13 +120,13 @@ def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
     if hasattr(items, "to_dict") and hasattr(items, "columns"):
         items = items.to_dict("records")
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
-        raise ValueError(f"`items` is {reprlib.repr(items)}; give a list of records.")
+        raise ValueError(f"`items` is {shown(items)}; give a list of records.")
     records = []
     for number, item in enumerate(items):
         where = f"Item {number}"
         if not isinstance(item, Mapping):
             raise ValueError(
-                f"{where} is {reprlib.repr(item)}; give a record such as "
+                f"{where} is {shown(item)}; give a record such as "
                 '{"item_id": "7", "title": "A title"}.'
             )
         if is_missing(item.get("item_id")):

@@ -3,7 +3,6 @@
 import difflib
 import math
 import re
-import reprlib
 from collections.abc import Callable
 from decimal import Decimal
 from numbers import Integral, Real
@@ -11,7 +10,7 @@ from numbers import Integral, Real
 import numpy as np
 import pandas as pd
 
-from modeling_ttds.records_ttds import TEXT_FIELDS, as_id, is_missing
+from modeling_ttds.records_ttds import TEXT_FIELDS, as_id, is_missing, shown
 
 COLUMNS = {
     "interactions": ("user_id", "item_id", "position", "timestamp", "rating", "review_text"),
@@ -43,8 +42,8 @@ def refuse(frame: pd.DataFrame, row: int, column: str, remedy: str) -> None:
         ValueError: Always.
     """
     value = frame[column].iloc[row]
-    shown = "null" if is_missing(value) else reprlib.repr(value)
-    raise ValueError(f"{where(frame, row)}: `{column}` is {shown}; {remedy}.")
+    what = "null" if is_missing(value) else shown(value)
+    raise ValueError(f"{where(frame, row)}: `{column}` is {what}; {remedy}.")
 
 
 def renamed(tables: dict[str, pd.DataFrame], column_map: dict[str, str]) -> None:
@@ -173,8 +172,8 @@ def as_number(value: object, column: str, where: str) -> int | float:
         number = int(value) if isinstance(value, Decimal) and value == value // 1 else float(value)
     if number is None or not math.isfinite(number):
         nothing = is_missing(value) or (isinstance(value, str) and not value.strip())
-        shown = "null" if nothing else reprlib.repr(value)
-        raise ValueError(f"{where}: `{column}` is {shown}; give a finite number.")
+        what = "null" if nothing else shown(value)
+        raise ValueError(f"{where}: `{column}` is {what}; give a finite number.")
     return number
 
 

@@ -34,8 +34,9 @@ def seconds(frame: pd.DataFrame, unit: str | None = None) -> np.ndarray:
         raise ValueError(f"`timestamp_unit` is {unit!r}; it must be one of {', '.join(UNITS)}.")
     column = frame["timestamp"]
     if isinstance(column.dtype, pd.DatetimeTZDtype) or column.dtype.kind == "M":
-        dates = pd.to_datetime(column, utc=True)
-        values = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy()
+        dates = pd.to_datetime(column, utc=True).dt.tz_localize(None).to_numpy()
+        steps = dates.astype(np.int64) / UNITS[np.datetime_data(dates.dtype)[0]]
+        values = np.where(np.isnat(dates), np.nan, steps)
         kinds = {"date"}
     elif column.dtype.kind in "iuf" and isinstance(column.dtype, np.dtype):
         values = column.to_numpy(dtype=np.float64 if column.dtype.kind == "f" else np.int64)
