@@ -106,6 +106,9 @@ class TTDSConfig(PreTrainedConfig):
         pair_dim: Width of the vectors that say which nodes follow which item; 0 for none.
         pair_dropout: Their dropout.
         pair_nodes: Nodes of the trie per depth from 1 on, for those vectors.
+        exclude_seen: Whether `recommend` leaves out the items of the history by default.
+        trained_on: What the model belongs to: hashes of data, item order and vocabulary, and how
+            the data were read.
         text_encoder: What turns text into text embeddings: `"tokens"` (a table over the
             tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
         tower_weight: Weight of the tower losses while the language model is tuned; 0 leaves the
@@ -144,6 +147,8 @@ class TTDSConfig(PreTrainedConfig):
     pair_dim: int = 0
     pair_dropout: float = 0.3
     pair_nodes: list[int] | None = None
+    exclude_seen: bool = True
+    trained_on: dict | None = None
     text_encoder: str = "tokens"
     tower_weight: float = 0.0
     tower_grad_scale: float = 0.0

@@ -39,7 +39,7 @@ class TTDSRecommendationMixin:
         histories: Sequence[Sequence[str]],
         top_k: int = 10,
         user_histories: Sequence[Sequence[str]] | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         allowed: Iterable[str] | None = None,
         num_beams: int | None = None,
         unknown: str = "error",
@@ -54,7 +54,7 @@ class TTDSRecommendationMixin:
             histories: Item ids per user, newest last; may be empty.
             top_k: Length of the lists; they are shorter where fewer items may appear.
             user_histories: What the user tower sees in place of `histories`.
-            exclude_seen: Leave out the items of the history.
+            exclude_seen: Leave out the items of the history; by default as `config.exclude_seen`.
             allowed: Item ids that may appear; all by default.
             num_beams: Prefixes kept per level, at least `top_k`; 50 or `top_k` by default.
             unknown: What to do with a history's item that is not in the catalogue: `"error"`, or
@@ -152,7 +152,7 @@ class TTDSRecommendationMixin:
         histories: Sequence[Sequence[int]],
         top_k: int,
         user_histories: Sequence[Sequence[int]] | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         allowed: Tensor | None = None,
         num_beams: int | None = None,
         batch_size: int = 64,
@@ -166,7 +166,7 @@ class TTDSRecommendationMixin:
             histories: Item rows per user, newest last.
             top_k: Length of the lists.
             user_histories: What the user tower sees in place of `histories`.
-            exclude_seen: Leave out the items of the history.
+            exclude_seen: Leave out the items of the history; by default as `config.exclude_seen`.
             allowed: Mask of the items that may appear, (num_items,).
             num_beams: Prefixes kept per level.
             batch_size: Users per step.
@@ -179,6 +179,8 @@ class TTDSRecommendationMixin:
             raise ValueError(
                 f"`top_k` is {top_k}; it must be from 1 to the {num_items} items of the catalogue."
             )
+        if exclude_seen is None:
+            exclude_seen = self.config.exclude_seen
         num_beams = max(50, top_k) if num_beams is None else num_beams
         if num_beams < top_k:
             raise ValueError(f"`num_beams` is {num_beams}; it must be at least `top_k` {top_k}.")

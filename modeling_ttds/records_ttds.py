@@ -93,8 +93,7 @@ def as_text(value: object, field: str, where: str) -> str:
         whole = isinstance(value, Integral) or (isinstance(value, Real) and _is_whole(value))
         return str(int(value)) if whole else str(value)
     raise ValueError(
-        f"{where}: `{field}` is {shown(value)}; give text, a finite number, or a list of "
-        "them."
+        f"{where}: `{field}` is {shown(value)}; give text, a finite number, or a list of them."
     )
 
 

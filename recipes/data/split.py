@@ -1,6 +1,6 @@
 """The split, leave-one-out or as given: what may be learnt from, what is predicted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +21,7 @@ class Split:
         validation_targets: Per user, an item row, or -1.
         test_targets: Per user, an item row, or -1.
         validation: Per user, all item rows of the given validation split, None where none is given.
+        exclude_seen: Whether lists are ranked without the items of the history.
     """
 
     data: Data
@@ -28,6 +29,7 @@ class Split:
     validation_targets: np.ndarray
     test_targets: np.ndarray
     validation: list[np.ndarray] | None = None
+    exclude_seen: bool = True
 
     @property
     def num_items(self) -> int:
@@ -83,10 +85,54 @@ class Split:
         return np.bincount(np.concatenate(self.training), minlength=self.num_items)
 
 
-def split_data(data: Data) -> Split:
-    """Split as given, or by leave-one-out, and say which users and interactions are left out."""
-    if data.given is not None:
-        return _as_given(data)
+def split_data(data: Data, exclude_seen: bool = True) -> Split:
+    """Split as given, or by leave-one-out; say what is left out and what cannot be found.
+
+    Args:
+        data: The data set.
+        exclude_seen: Whether lists are ranked without the items of the history.
+    """
+    split = _leave_one_out(data) if data.given is None else _as_given(data)
+    split = replace(split, exclude_seen=exclude_seen)
+    for which in ("validation", "test"):
+        repeated = split.repeated(which) if exclude_seen else 0
+        if repeated:
+            print(
+                f"{repeated:,} of {len(split.users(which)):,} {which} targets are in their user's "
+                "history: no list shows what was chosen before, so they count as missed. "
+                "--merge_repeats true makes one of an item's runs, --exclude_seen false lets lists "
+                "show it again."
+            )
+    return split
+
+
+def check_split(split: Split) -> None:
+    """Refuse data that nothing can be learnt from or measured on.
+
+    Args:
+        split: The split.
+
+    Raises:
+        ValueError: There are too few items, users or interactions; the message says which.
+    """
+    if split.num_items < 2:
+        raise ValueError("The data set has one item; a recommender needs two or more to choose of.")
+    for which in ("validation", "test"):
+        users = len(split.users(which))
+        if users == 0:
+            raise ValueError(
+                f"No user has a {which} target: each needs three interactions or more, and nobody "
+                "has them. Lower `min_interactions`, or give longer histories."
+            )
+        if split.exclude_seen and split.repeated(which) == users:
+            raise ValueError(
+                f"Every {which} target is in its user's history, so no list could be right. Pass "
+                "--merge_repeats true to make one of an item's runs, or --exclude_seen false to "
+                "let lists show what was chosen before."
+            )
+
+
+def _leave_one_out(data: Data) -> Split:
     long = np.array([len(history) >= 3 for history in data.histories])
     if not long.all():
         print(

@@ -57,7 +57,13 @@ def recommend_to(
     """
     histories = [split.history(user, which) for user in split.users(which)[:num_users]]
     top_k = min(20, split.num_items)
-    lists = model.recommend_rows(histories, top_k, num_beams=max(num_beams, top_k), **MODES[row])
+    lists = model.recommend_rows(
+        histories,
+        top_k,
+        exclude_seen=split.exclude_seen,
+        num_beams=max(num_beams, top_k),
+        **MODES[row],
+    )
     return [[row for row, _ in pairs] for pairs in lists]
 
 

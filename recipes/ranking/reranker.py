@@ -78,7 +78,8 @@ def reranker_data(
         model.prior_head = heads[int(folds[places[0]])].to(model.device)
         shown = [split.history(user, which).tolist() for user in users[places]]
         prompts = model.history_prompts(shown, shown)
-        excluded = pad_rows(shown, None, model.device)
+        seen = shown if split.exclude_seen else [[]] * len(shown)
+        excluded = pad_rows(seen, None, model.device)
         candidates = TTDSCandidates(model.trie, None, excluded)
         for row in generated:
             priors = model.priors(shown, excluded) if row == GENERATED else None
