@@ -78,6 +78,7 @@ def one_sentence() -> Iterator[None]:
     """
     try:
         yield
+        return
     except SystemExit as error:
         if not isinstance(error.code, str):
             raise

@@ -61,10 +61,11 @@ def main(
     named = backbone and shown_name(backbone)
     made_of = origin(data, tokenizer.get_vocab(), options, named, seed)
     resume_from(training, made_of)
+    states = UserStates(split, options.examples.max_history)
+    examples = Examples(split, states, tokenizer, options.examples, seed, training.max_length)
     model = build_model(split, tokenizer, *shapes, backbone, text, seed)
     model.config.exclude_seen, model.config.trained_on = split.exclude_seen, made_of
     embed_items(model, split, options.index, text, seed)
-    states = UserStates(split, options.examples.max_history)
     towers = build_sid_table(
         model,
         states.histories(),
@@ -73,7 +74,6 @@ def main(
         freeze=options.refresh.refresh_steps == 0,
         seed=seed,
     )
-    examples = Examples(split, states, tokenizer, options.examples, seed, training.max_length)
     make_room(training, options.output)
     trainer = TTDSTrainer(
         model,

@@ -32,6 +32,7 @@ from recipes.index.embeddings import cached, hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.priors import cross_fit_priors, node_choices
 
+NUM_FOLDS = 4
 AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
 OF_NEW = dict.fromkeys(  # what features say of an item that nobody has chosen
     ("counts", "links", "log_popularity", "log_late", "log_recent", "era", "collaborative",
@@ -133,6 +134,11 @@ def fit_reranker(
     found = target >= 0
     items, features, target = items[found], features[found], target[found]
     reranker = TTDSReranker(len(FEATURES))
+    if not len(features):
+        print(f"{name}: no target is among the candidates, so they stay in their order.")
+        for parameter in reranker.parameters():
+            parameter.detach().zero_()
+        return reranker.eval()
 
     def fit() -> Tensor:
         flat = features[items >= 0]
@@ -195,7 +201,7 @@ def cross_fit(
     features: Tensor,
     target: Tensor,
     *,
-    num_folds: int = 4,
+    num_folds: int = NUM_FOLDS,
     seed: int = 0,
     name: str = "reranker",
     **fit,
@@ -283,7 +289,8 @@ def rank_users(
     Returns:
         As of `join`.
     """
-    if options.reranker:
+    users, least = len(split.users("validation")), 2 * NUM_FOLDS
+    if options.reranker and users >= least:
         rows, lists = join(
             model,
             split,
@@ -294,6 +301,8 @@ def rank_users(
             folder=folder,
         )
     else:
+        if options.reranker:
+            print(f"{users} users have a validation target, a re-ranker needs {least}: none is fit.")
         rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:
             rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(
