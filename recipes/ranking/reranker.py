@@ -302,7 +302,9 @@ def rank_users(
         )
     else:
         if options.reranker:
-            print(f"{users} users have a validation target, a re-ranker needs {least}: none is fit.")
+            print(
+                f"{users} users have a validation target, a re-ranker needs {least}: none is fit."
+            )
         rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:
             rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(
