@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .cooccurrence_ttds import TTDSCooccurrence
+from .float32_ttds import TTDSFloat32
 from .towers_ttds import profile
 
 FEATURES = (
@@ -21,7 +22,7 @@ FLOOR = 1e-4
 NEWEST, SHOWN = 3, 10  # how many of the newest items some features look at
 
 
-class TTDSReranker(nn.Module):
+class TTDSReranker(TTDSFloat32):
     """Scores candidates from features of co-occurrence, embeddings and language model.
 
     Args:
@@ -43,6 +44,7 @@ class TTDSReranker(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden_dim, 1),
         )
+        self.float()  # where a model is made in half precision too
 
     def forward(self, features: Tensor) -> Tensor:
         """Return a score per candidate, (batch, num_candidates).
