@@ -221,7 +221,9 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         """Item id to semantic ID, as last set or loaded."""
         return self.table.codes
 
-    def set_sid_table(self, item_ids: Iterable[str], sids: Tensor | Iterable[Sequence[int]]) -> None:
+    def set_sid_table(
+        self, item_ids: Iterable[str], sids: Tensor | Iterable[Sequence[int]]
+    ) -> None:
         """Replace the SID table of the items.
 
         Args:
