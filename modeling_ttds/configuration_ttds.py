@@ -122,6 +122,7 @@ class TTDSConfig(PreTrainedConfig):
         has_priors: Whether the model carries a co-occurrence memory whose priors join the beams.
         has_reranker: Whether the model carries a co-occurrence memory and re-ranker.
         cooccurrence_pairs: Number of item pairs in the co-occurrence memory.
+        min_pair_users: Least number of users behind each of them, None where it is not known.
         tie_word_embeddings: Taken from the backbone; a value given here is ignored.
     """
 
@@ -159,6 +160,7 @@ class TTDSConfig(PreTrainedConfig):
     has_priors: bool = False
     has_reranker: bool = False
     cooccurrence_pairs: int = 0
+    min_pair_users: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

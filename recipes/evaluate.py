@@ -7,11 +7,14 @@ python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --outp
 import json
 from pathlib import Path
 
+from transformers.utils import cached_file
+
 from recipes.data.split import check_split, split_data
 from recipes.errors import Parser, one_sentence
 from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY
 from recipes.hub.card import GENERATED_DATA
+from recipes.hub.files import model_sha256
 from recipes.hub.saved import (
     add_data_arguments,
     check_items,
@@ -58,12 +61,15 @@ def main() -> None:
     rows[LM_ONLY] |= report.sid_metrics(model, split, arguments.split)
     rows |= report.baseline_rows(split, arguments.split, shop)
     report.write_run(output / "run.jsonl", split, arguments.split, lists)
-    # What the training run wrote beside the model stays true of it.
     content = {"dataset": arguments.dataset_name or GENERATED_DATA, "data_sha256": data.sha256}
+    measured = model_sha256(Path(cached_file(arguments.model, "config.json")).parent)
     file = output / "metrics.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
     if known.get("data_sha256") == data.sha256:
-        content = known
+        content = known  # what the training run wrote beside the model stays true of it
+        if known.get("model_sha256", measured) != measured:  # but for figures of an earlier state
+            content = {n: part for n, part in known.items() if n not in ("validation", "test")}
+    content |= {"model_sha256": measured}
     report.write_json(file, content | {arguments.split: content.get(arguments.split, {}) | rows})
     print(report.table(rows))
 

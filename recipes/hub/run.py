@@ -14,7 +14,7 @@ from recipes.data.split import Split
 from recipes.data.tables import Data
 from recipes.evaluation import report
 from recipes.hub import card
-from recipes.hub.files import CARD, MODEL_FILES, write_card
+from recipes.hub.files import CARD, MODEL_FILES, model_sha256, write_card
 
 # Beside it lies what a run of ours wrote, under these names; whatever else lies there stays.
 MARKER = "ttds_run.json"
@@ -142,9 +142,9 @@ def save_run(
         metrics: Facts and rows of the run.
     """
     model.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
     for row, found in lists.items():
         report.write_run(folder / report.run_file(row, lists), split, "test", found)
+    metrics = metrics | {"model_sha256": model_sha256(folder)}
     report.write_json(folder / "metrics.json", metrics)
     shutil.rmtree(folder / "rerankers", ignore_errors=True)
     write_card(folder, hub_model_id or str(folder))

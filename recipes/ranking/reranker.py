@@ -291,6 +291,7 @@ def rank_users(
     """
     users, least = len(split.users("validation")), 2 * NUM_FOLDS
     if options.reranker and users >= least:
+        model.config.min_pair_users = options.min_pair_users
         rows, lists = join(
             model,
             split,
