@@ -17,7 +17,7 @@ from .cooccurrence_ttds import TTDSCooccurrence
 from .records_ttds import as_text, item_records
 from .sid_ttds import unique_sids
 from .text_ttds import encode_by_encoder, encode_with_transformer, item_text, normalised
-from .tokenization_ttds import TTDSTokenizer
+from .tokenization_ttds import TTDSTable, TTDSTokenizer
 from .towers_ttds import evaluating
 
 CATALOGUE_FILE = "catalogue.jsonl"
@@ -86,7 +86,7 @@ class TTDSCatalogueMixin:
 
     def share_sid_table(self) -> None:
         """Tell the tokenizer today's semantic IDs, for `encode_items` and `decode_items`."""
-        self.tokenizer.set_sid_table(list(self.row_of), self.item_sids.clone())
+        self.tokenizer.table = TTDSTable(list(self.row_of), self.item_sids.clone())
 
     @torch.no_grad()
     def embed_texts(self, texts: Iterable[str]) -> Tensor:

@@ -20,10 +20,13 @@ class TTDSFloat32(nn.Module):
 
 
 def unhalved(before: Tensor, after: Tensor) -> Tensor:
-    """Return a tensor after a cast or a move, as it was before where it would be halved.
+    """Return a tensor after a cast or a move, as it was before where it would lose digits.
+
+    Half precision would lose them; `.type(dtype)` makes numbers of rows and codes too.
 
     Args:
         before: The tensor.
         after: What became of it; says where it is to be.
     """
-    return before.to(after.device) if after.dtype in HALVES else after
+    whole = not before.is_floating_point() and after.is_floating_point()
+    return before.to(after.device) if whole or after.dtype in HALVES else after

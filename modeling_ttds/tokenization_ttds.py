@@ -216,6 +216,10 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             self._table = TTDSTable(list(loaded), list(loaded.values()))
         return self._table
 
+    @table.setter
+    def table(self, table: TTDSTable) -> None:
+        self._table = table
+
     @property
     def sid_table(self) -> dict[str, list[int]]:
         """Item id to semantic ID, as last set or loaded."""
@@ -233,7 +237,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         Raises:
             ValueError: There is not one semantic ID per item.
         """
-        self._table = TTDSTable(
+        self.table = TTDSTable(
             as_item_ids(item_ids, "item_ids"), sids if isinstance(sids, Tensor) else list(sids)
         )
 
