@@ -118,6 +118,7 @@ class TTDSQuestionsMixin:
         rows = self.history_rows(histories, "error")
         if not all(rows):
             raise ValueError(f"History {rows.index([])} is empty; a profile needs an item.")
+        max_new_tokens = as_count(max_new_tokens, "max_new_tokens")
         tokenizer = self.tokenizer
         markers = set(tokenizer.added_tokens_encoder.values()) - {tokenizer.eos_token_id}
         config = GenerationConfig(

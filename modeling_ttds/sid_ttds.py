@@ -80,7 +80,7 @@ class _Occupancy:
             rows = self.below.pop(prefix, np.arange(0))
             codes = self.paths[rows, len(prefix)]
             loads = self.loads[prefix] = np.bincount(codes, minlength=self.num_codes)
-            if len(prefix) < self.paths.shape[1] - 1:
+            if len(rows) and len(prefix) < self.paths.shape[1] - 1:
                 used = loads.nonzero()[0]
                 rows = rows[codes.argsort(kind="stable")]
                 parts = np.split(rows, loads[used].cumsum()[:-1])
