@@ -98,7 +98,7 @@ def test_a_writer_waits_for_readers_and_new_readers_for_it():
         with lock.reading():
             reading.set()
             waiting.wait(5)
-            time.sleep(0.05)
+            time.sleep(0.1)
             with lock.reading():  # again, while a writer waits
                 order.append("long reader")
 
@@ -117,8 +117,8 @@ def test_a_writer_waits_for_readers_and_new_readers_for_it():
     assert reading.wait(5)
     threads.append(threading.Thread(target=write))
     threads[1].start()
-    while not lock._swapping:
-        time.sleep(0.001)
+    assert waiting.wait(5)
+    time.sleep(0.02)  # by now it waits for the reader
     threads.append(threading.Thread(target=read_late))
     threads[2].start()
     for thread in threads:
