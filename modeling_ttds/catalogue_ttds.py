@@ -1,5 +1,6 @@
 """The catalogue of a model: its items by name, and how items join and leave it."""
 
+import copy
 import json
 import os
 import warnings
@@ -19,6 +20,7 @@ from .sid_ttds import unique_sids
 from .text_ttds import encode_by_encoder, encode_with_transformer, item_text, normalised
 from .tokenization_ttds import TTDSTable, TTDSTokenizer
 from .towers_ttds import evaluating
+from .trie_ttds import TTDSTrie
 
 CATALOGUE_FILE = "catalogue.jsonl"
 FIELDS = ("item_id", "title", "brand", "categories")  # what the catalogue keeps of an item
@@ -258,15 +260,21 @@ class TTDSCatalogueMixin:
         # What was there is replaced and never written into: who holds it keeps a state that is
         # whole, and so does a model that shares it. `rows` says which row an item had before.
         tokenizer = self.tokenizer if self.has_tokenizer else None
-        before = self.trie if self.config.pair_dim else None
+        parts: dict[str, Any] = dict(tables)
+        if self.config.has_cooccurrence:
+            memory = parts["cooccurrence"] = copy.copy(self.cooccurrence)
+            memory._buffers = dict(memory._buffers)
+            change(memory)
+        if self.config.pair_dim:
+            pairs = parts["node_pairs"] = copy.deepcopy(self.node_pairs)
+            pairs.follow(rows, self.trie, TTDSTrie.build(tables["item_sids"]))
         with self.lock.swapping():
-            for name, table in tables.items():
-                setattr(self, name, table)
-            if before is not None:
-                self._move_node_pairs(rows, before)
+            for name, part in parts.items():
+                setattr(self, name, part)
             if self.config.has_cooccurrence:
-                change(self.cooccurrence)
                 self.config.cooccurrence_pairs = len(self.cooccurrence.others)
+            if self.config.pair_dim:
+                self.config.pair_nodes = self._num_nodes()
             self._catalogue, self.row_of = entries, row_of
             self.config.num_items = len(entries)
             if tokenizer is not None:

@@ -173,11 +173,6 @@ class TTDSEntitiesMixin:
             pairs.reset()
             self.node_pairs = pairs
 
-    def _move_node_pairs(self, items: Tensor, before: TTDSTrie) -> None:
-        if self.config.pair_dim:
-            self.node_pairs.follow(items, before, self.trie)
-            self.config.pair_nodes = self._num_nodes()
-
     def _num_nodes(self) -> list[int]:
         return [len(codes) for codes in self.trie.codes[1:]]
 

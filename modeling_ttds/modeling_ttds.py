@@ -106,7 +106,8 @@ class TTDSForCausalLM(
     # In half precision the language model is halved, not what makes semantic IDs: they stay.
     _keep_in_fp32_modules_strict = {
         r"^(item_tower|user_tower|token_table|reranker|prior_head)\.",
-        r"^(item_text|item_collaborative|cooccurrence\.values|cooccurrence\.items)$",
+        r"^(item_text|item_collaborative|vector_projection|cooccurrence\.values|"
+        r"cooccurrence\.items)$",
     }
 
     def __init__(self, config: TTDSConfig):

@@ -26,7 +26,9 @@ def measured(built, split, shop, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured") / "model"
     built.save_pretrained(folder)
     model = TTDSForCausalLM.from_pretrained(folder).eval()
-    rows, lists = reranker.rank(model, split, RerankerOptions(min_pair_users=2), 20, 0)
+    rows, lists = reranker.rank_users(
+        model, split, None, RerankerOptions(min_pair_users=2), num_beams=20, seed=0
+    )
     facts = {
         "dataset": "mine", "data": data_facts(None, shop.data), "data_sha256": shop.data.sha256,
         "backbone": None, "seed": 0, "towers": {}, "hardware": "a machine", "seconds": 1.0,

@@ -17,8 +17,8 @@ CASTS = {
     "type": lambda model: model.type(torch.bfloat16),
     "twice": lambda model: model.half().float().bfloat16(),
 }
-KEPT = ("item_tower.", "user_tower.", "token_table.", "reranker.", "cooccurrence.")
-TABLES = ("item_text", "item_collaborative")
+KEPT = ("item_tower.", "user_tower.", "token_table.", "reranker.", "prior_head.", "cooccurrence.")
+TABLES = ("item_text", "item_collaborative", "vector_projection")
 
 
 @pytest.fixture
