@@ -1,20 +1,29 @@
 """The catalogue of a model: its items by name, and how items join and leave it."""
 
+import copy
 import json
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from .arguments_ttds import as_item_ids, as_list
+from .cooccurrence_ttds import TTDSCooccurrence
+from .records_ttds import as_text, item_records
 from .sid_ttds import unique_sids
-from .text_ttds import encode_by_encoder, encode_with_transformer, item_text
-from .tokenization_ttds import TTDSTokenizer
+from .text_ttds import encode_by_encoder, encode_with_transformer, item_text, normalised
+from .tokenization_ttds import TTDSTable, TTDSTokenizer
 from .towers_ttds import evaluating
+from .trie_ttds import TTDSTrie
 
 CATALOGUE_FILE = "catalogue.jsonl"
+FIELDS = ("item_id", "title", "brand", "categories")  # what the catalogue keeps of an item
 
 
 class TTDSCatalogueMixin:
@@ -31,8 +40,11 @@ class TTDSCatalogueMixin:
             raise ValueError(
                 f"`catalogue` has {len(entries)} entries for {len(self.item_sids)} items."
             )
-        self._catalogue = entries
-        self.row_of = {entry["item_id"]: row for row, entry in enumerate(entries)}
+        row_of = {}
+        for row, entry in enumerate(entries):
+            if row_of.setdefault(entry["item_id"], row) != row:
+                raise ValueError(f"`catalogue` holds the item {entry['item_id']!r} twice.")
+        self._catalogue, self.row_of = entries, row_of
 
     def write_catalogue(self, folder: str | os.PathLike) -> None:
         """Write the catalogue into a folder, by way of a scratch file.
@@ -66,24 +78,40 @@ class TTDSCatalogueMixin:
     def tokenizer(self, tokenizer: TTDSTokenizer) -> None:
         self._tokenizer = tokenizer
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer: one that was set, or one beside the loaded model."""
+        if self._tokenizer is not None or not self.name_or_path:
+            return self._tokenizer is not None
+        folder = Path(self.name_or_path, self._origin.get("subfolder", ""))
+        return not folder.is_dir() or (folder / "tokenizer.json").is_file()
+
     def share_sid_table(self) -> None:
         """Tell the tokenizer today's semantic IDs, for `encode_items` and `decode_items`."""
-        item_ids = [entry["item_id"] for entry in self.catalogue]
-        self.tokenizer.set_sid_table(item_ids, self.item_sids.tolist())
+        self.tokenizer.table = TTDSTable(list(self.row_of), self.item_sids.clone())
 
     @torch.no_grad()
     def embed_texts(self, texts: Iterable[str]) -> Tensor:
         """Return text embeddings as `config.text_encoder` makes them, (num_texts, text_dim).
 
+        Case, accents, spaces and the form of Unicode do not matter.
+
         Args:
             texts: Plain texts; an empty one gives a zero row.
+
+        Raises:
+            ValueError: `texts` is one string, or holds what is no text.
         """
-        texts = list(texts)
+        texts = [
+            as_text(text, "texts", f"Text {number}")
+            for number, text in enumerate(as_list(texts, "texts", "texts"))
+        ]
         if self.config.text_encoder not in ("tokens", "backbone"):
+            texts = [normalised(text) for text in texts]
             return encode_by_encoder(self.config.text_encoder, texts, device=self.device).to(
                 self.device
             )
-        ids = [self.tokenizer.encode_text(text) for text in texts]
+        ids = [self.tokenizer.encode_words(text) for text in texts]
         if self.config.text_encoder == "tokens":
             return self.token_table.encode(ids)
         with evaluating(self):
@@ -102,106 +130,152 @@ class TTDSCatalogueMixin:
     @torch.no_grad()
     def add_items(
         self,
-        items: Iterable[dict[str, str]],
-        text_embeddings: Tensor | None = None,
+        items: Iterable[Mapping[str, Any]],
+        text_embeddings: Tensor | np.ndarray | Sequence[Sequence[float]] | None = None,
         histories: Iterable[Sequence[str]] = (),
     ) -> None:
         """Give new items unique semantic IDs; no weight changes, no old semantic ID.
 
+        Other threads may recommend meanwhile: they see the catalogue before or after. An item of
+        which the model knows no text and no history gets an arbitrary semantic ID, and a warning.
+
         Args:
-            items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`.
-            text_embeddings: Their text embeddings, (len(items), text_dim); by default made from
-                their text by `embed_texts`.
+            items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`, as
+                records or a table of them; see `item_records`.
+            text_embeddings: Their text embeddings, (len(items), text_dim), of any length each; by
+                default made from their text by `embed_texts`.
             histories: Histories that hold new items, as item ids, if there are any yet: a new
                 item's collaborative embedding is the mean of the known items' beside it.
 
         Raises:
-            ValueError: An item id is missing, known or there twice, an embedding does not fit, a
-                history holds an unknown item, or the semantic IDs are used up.
+            ValueError: An item id is missing, known or there twice, a field holds no text, an
+                embedding does not fit, a history holds an unknown item, or the semantic IDs are
+                used up.
         """
-        items = list(items)
-        known = set(self.row_of)
-        for number, item in enumerate(items):
-            name = item.get("item_id")
-            if not name or not isinstance(name, str):
-                raise ValueError(f"Item {number} has no `item_id`; give each a string.")
-            if name in known:
-                raise ValueError(f"`item_id` {name!r} of item {number} is there already.")
-            known.add(name)
-        if not items:
-            return
-        if text_embeddings is None:
-            text_embeddings = self.embed_texts(item_text(item) for item in items)
-        expected = (len(items), self.config.item_tower.text_dim)
-        if text_embeddings.shape != expected or not text_embeddings.isfinite().all():
+        records = item_records(items)
+        with self.lock.one_writer:
+            new = {}
+            for number, record in enumerate(records):
+                if record["item_id"] in self.row_of or record["item_id"] in new:
+                    raise ValueError(
+                        f"`item_id` {record['item_id']!r} of item {number} is there already."
+                    )
+                new[record["item_id"]] = number
+            collaborative = self._neighbours_embedding(new, histories)
+            if not records:
+                return
+            text = self._text_of_new(records, text_embeddings)
+            for number in (~(text.any(1) | collaborative.any(1))).nonzero().flatten().tolist():
+                warnings.warn(
+                    f"Item {number} ({records[number]['item_id']!r}) has no text that the model "
+                    "knows and no history: its semantic ID is arbitrary. Give it a title, "
+                    "`text_embeddings` or `histories`.",
+                    stacklevel=3,
+                )
+            with evaluating(self.item_tower):
+                latents = self.item_tower.encode(text, collaborative).mean
+            codebooks = self.item_tower.codebooks
+            nearest = self.item_tower.quantise(latents).codes
+            sids = unique_sids(latents, codebooks, nearest, taken=self.item_sids)
+            tables = {
+                name: torch.cat([getattr(self, name), rows])
+                for name, rows in (
+                    ("item_sids", sids),
+                    ("item_text", text),
+                    ("item_collaborative", collaborative),
+                )
+            }
+            first = len(self.row_of)
+            row_of = self.row_of | {item: first + number for item, number in new.items()}
+            entries = self.catalogue + [{name: r[name] for name in FIELDS} for r in records]
+            known = torch.arange(first, device=self.device)
+            rows = F.pad(known, (0, len(records)), value=-1)
+            self._swap(tables, entries, row_of, rows, lambda memory: memory.extend(len(records)))
+
+    def _text_of_new(self, records: list[dict[str, str]], given: Any) -> Tensor:
+        if given is None:
+            return self.embed_texts(item_text(record) for record in records).to(self.item_text)
+        expected = (len(records), self.config.item_tower.text_dim)
+        try:
+            text = torch.as_tensor(given if isinstance(given, Tensor) else np.asarray(given))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`text_embeddings` is no table of numbers ({error}); give one row per item."
+            ) from None
+        if text.shape != expected or not text.isfinite().all():
             raise ValueError(
                 f"`text_embeddings` must be finite and of shape {expected}; they have the shape "
-                f"{tuple(text_embeddings.shape)}."
+                f"{tuple(text.shape)}."
             )
-        text = text_embeddings.to(self.item_text)
-        collaborative = self._neighbours_embedding([item["item_id"] for item in items], histories)
-        with evaluating(self.item_tower):
-            latents = self.item_tower.encode(text, collaborative).mean
-        codebooks = self.item_tower.codebooks
-        nearest = self.item_tower.quantise(latents).codes
-        sids = unique_sids(latents, codebooks, nearest, taken=self.item_sids)
-        before, known = self.trie, torch.arange(len(self.item_sids), device=self.device)
-        self.item_sids = torch.cat([self.item_sids, sids])
-        self._move_node_pairs(F.pad(known, (0, len(items)), value=-1), before)
-        self.item_text = torch.cat([self.item_text, text])
-        self.item_collaborative = torch.cat([self.item_collaborative, collaborative])
-        if self.config.has_cooccurrence:
-            self.cooccurrence.extend(len(items))
-        self._catalogue_changed(
-            self.catalogue
-            + [
-                {name: item.get(name) or "" for name in ("item_id", "title", "brand", "categories")}
-                for item in items
-            ]
-        )
+        return F.normalize(text.to(self.item_text), dim=-1)
 
     def _neighbours_embedding(
-        self, item_ids: list[str], histories: Iterable[Sequence[str]]
+        self, new: dict[str, int], histories: Iterable[Sequence[str]]
     ) -> Tensor:
-        new = {item: number for number, item in enumerate(item_ids)}
-        sums = self.item_collaborative.new_zeros(
-            len(item_ids), self.config.item_tower.collaborative_dim
-        )
-        for number, history in enumerate(histories):
+        sums = self.item_collaborative.new_zeros(len(new), self.config.item_tower.collaborative_dim)
+        for number, history in enumerate(as_list(histories, "histories", "histories")):
+            history = as_item_ids(history, f"histories[{number}]")
             unknown = [item for item in history if item not in self.row_of and item not in new]
             if unknown:
                 raise ValueError(f"History {number} holds the unknown item {unknown[0]!r}.")
             beside = self.item_collaborative[[self.row_of[i] for i in history if i in self.row_of]]
-            for item in set(history) & set(new):
+            for item in set(history) & new.keys():
                 sums[new[item]] += beside.sum(0)
         return F.normalize(sums, dim=-1)
 
     def remove_items(self, item_ids: Iterable[str]) -> None:
         """Take items out of catalogue, SID table and trie; the others keep their semantic IDs.
 
+        Other threads may recommend meanwhile: they see the catalogue before or after.
+
         Args:
             item_ids: Ids of the items.
 
         Raises:
-            ValueError: An item is unknown, or none would be left.
+            ValueError: `item_ids` is no list of strings, an item is unknown, or none would be left.
         """
-        rows = self.history_rows([list(item_ids)], "error")[0]
-        keep = torch.ones(len(self.item_sids), dtype=torch.bool, device=self.device)
-        keep[rows] = False
-        if not keep.any():
-            raise ValueError("`remove_items` would leave no item; keep at least one.")
-        before = self.trie
-        self.item_sids = self.item_sids[keep]
-        self._move_node_pairs(keep.nonzero()[:, 0], before)
-        self.item_text = self.item_text[keep]
-        self.item_collaborative = self.item_collaborative[keep]
-        if self.config.has_cooccurrence:
-            self.cooccurrence.keep(keep)
-            self.config.cooccurrence_pairs = len(self.cooccurrence.others)
-        gone = set(rows)
-        self._catalogue_changed([e for r, e in enumerate(self.catalogue) if r not in gone])
+        with self.lock.one_writer:
+            gone = set(self.item_rows(item_ids, "item_ids"))
+            keep = torch.ones(len(self.item_sids), dtype=torch.bool, device=self.device)
+            keep[list(gone)] = False
+            if not keep.any():
+                raise ValueError("`remove_items` would leave no item; keep at least one.")
+            tables = {
+                name: getattr(self, name)[keep]
+                for name in ("item_sids", "item_text", "item_collaborative")
+            }
+            entries = [entry for row, entry in enumerate(self.catalogue) if row not in gone]
+            row_of = {entry["item_id"]: row for row, entry in enumerate(entries)}
+            rows = keep.nonzero()[:, 0]
+            self._swap(tables, entries, row_of, rows, lambda memory: memory.keep(keep))
 
-    def _catalogue_changed(self, entries: list[dict[str, str]]) -> None:
-        self.config.num_items = len(self.item_sids)
-        self.catalogue = entries
-        self.share_sid_table()
+    def _swap(
+        self,
+        tables: dict[str, Tensor],
+        entries: list[dict[str, str]],
+        row_of: dict[str, int],
+        rows: Tensor,
+        change: Callable[[TTDSCooccurrence], None],
+    ) -> None:
+        # What was there is replaced and never written into: who holds it keeps a state that is
+        # whole, and so does a model that shares it. `rows` says which row an item had before.
+        tokenizer = self.tokenizer if self.has_tokenizer else None
+        parts: dict[str, Any] = dict(tables)
+        if self.config.has_cooccurrence:
+            memory = parts["cooccurrence"] = copy.copy(self.cooccurrence)
+            memory._buffers = dict(memory._buffers)
+            change(memory)
+        if self.config.pair_dim:
+            pairs = parts["node_pairs"] = copy.deepcopy(self.node_pairs)
+            pairs.follow(rows, self.trie, TTDSTrie.build(tables["item_sids"]))
+        with self.lock.swapping():
+            for name, part in parts.items():
+                setattr(self, name, part)
+            if self.config.has_cooccurrence:
+                self.config.cooccurrence_pairs = len(self.cooccurrence.others)
+            if self.config.pair_dim:
+                self.config.pair_nodes = self._num_nodes()
+            self._catalogue, self.row_of = entries, row_of
+            self.config.num_items = len(entries)
+            if tokenizer is not None:
+                self.share_sid_table()

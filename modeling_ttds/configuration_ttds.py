@@ -106,6 +106,9 @@ class TTDSConfig(PreTrainedConfig):
         pair_dim: Width of the vectors that say which nodes follow which item; 0 for none.
         pair_dropout: Their dropout.
         pair_nodes: Nodes of the trie per depth from 1 on, for those vectors.
+        exclude_seen: Whether `recommend` leaves out the items of the history by default.
+        trained_on: What the model belongs to: hashes of data, item order and vocabulary, and how
+            the data were read.
         text_encoder: What turns text into text embeddings: `"tokens"` (a table over the
             tokenizer's tokens), `"backbone"`, or the name or folder of a Hub encoder.
         tower_weight: Weight of the tower losses while the language model is tuned; 0 leaves the
@@ -119,6 +122,7 @@ class TTDSConfig(PreTrainedConfig):
         has_priors: Whether the model carries a co-occurrence memory whose priors join the beams.
         has_reranker: Whether the model carries a co-occurrence memory and re-ranker.
         cooccurrence_pairs: Number of item pairs in the co-occurrence memory.
+        min_pair_users: Least number of users behind each of them, None where it is not known.
         tie_word_embeddings: Taken from the backbone; a value given here is ignored.
     """
 
@@ -144,6 +148,8 @@ class TTDSConfig(PreTrainedConfig):
     pair_dim: int = 0
     pair_dropout: float = 0.3
     pair_nodes: list[int] | None = None
+    exclude_seen: bool = True
+    trained_on: dict | None = None
     text_encoder: str = "tokens"
     tower_weight: float = 0.0
     tower_grad_scale: float = 0.0
@@ -154,6 +160,7 @@ class TTDSConfig(PreTrainedConfig):
     has_priors: bool = False
     has_reranker: bool = False
     cooccurrence_pairs: int = 0
+    min_pair_users: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

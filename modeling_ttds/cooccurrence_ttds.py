@@ -1,14 +1,16 @@
 """Co-occurrence memory: what was chosen with and after what in training histories."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from .float32_ttds import TTDSFloat32
 
 STATISTICS = ("transition", "follow", "cooccurrence")
 ITEM_STATISTICS = ("popularity", "late", "recent", "era")
 
 
-class TTDSCooccurrence(nn.Module):
+class TTDSCooccurrence(TTDSFloat32):
     """Item-to-item statistics of training interactions as a sparse matrix in buffers.
 
     Per pair of items it keeps a weighted transition count over lags, the count of the second
@@ -29,6 +31,7 @@ class TTDSCooccurrence(nn.Module):
         self.register_buffer("others", torch.zeros(num_pairs, dtype=torch.long))
         self.register_buffer("values", torch.zeros(num_pairs, len(STATISTICS)))
         self.register_buffer("items", torch.zeros(num_items, len(ITEM_STATISTICS)))
+        self.float()  # where a model is made in half precision too
 
     @property
     def popularity(self) -> Tensor:

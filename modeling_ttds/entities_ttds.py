@@ -1,6 +1,8 @@
 """Entities in a sequence of ids: bound to SID tokens, embedded, and followed down the trie."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,24 +138,32 @@ class TTDSEntitiesMixin:
     @property
     def trie(self) -> TTDSTrie:
         """The trie of today's item semantic IDs."""
-        sids = self.item_sids
-        key = (sids.data_ptr(), sids._version, sids.shape, sids.device)
-        if getattr(self, "_trie_key", None) != key:
-            self._trie, self._trie_key = TTDSTrie.build(sids), key
-        return self._trie
+        return self._made_of("_trie", [self.item_sids], lambda: TTDSTrie.build(self.item_sids))
+
+    def _made_of(self, name: str, parts: Sequence[Any], make: Callable[[], Any]) -> Any:
+        # Made anew when a part is another one or was written into. The parts are held: another one
+        # could come to lie where one lay that is gone.
+        held, versions, made = self.__dict__.get(name, ((), (), None))
+        now = [part._version if isinstance(part, Tensor) else 0 for part in parts]
+        if versions != now or any(a is not b for a, b in zip(held, parts, strict=True)):
+            made = make()
+            self.__dict__[name] = parts, now, made
+        return made
 
     @property
     def node_table(self) -> TTDSNodeTable:
         """Centroids of the trie's nodes, made anew when trie or embeddings have changed."""
-        parts = (self.item_text, self.item_collaborative, self.vector_projection)
-        key = (id(self.trie), *((part.data_ptr(), part._version) for part in parts))
-        if getattr(self, "_node_key", None) != key:
+        trie = self.trie
+
+        def make() -> TTDSNodeTable:
             rows = torch.arange(len(self.item_sids), device=self.item_sids.device)
             # Half precision: a table of centroids of a million items should not fill the memory.
             vectors = [self.item_vectors(part).half() for part in rows.split(CHUNK)]
             vectors = torch.cat(vectors) if vectors else self.item_text.half()
-            self._node_table, self._node_key = TTDSNodeTable.build(self.trie, vectors), key
-        return self._node_table
+            return TTDSNodeTable.build(trie, vectors)
+
+        parts = [trie, self.item_text, self.item_collaborative, self.vector_projection]
+        return self._made_of("_node_table", parts, make)
 
     def make_node_pairs(self) -> None:
         """Give the nodes of today's trie vectors that know of no pair yet, if the model has any."""
@@ -162,11 +172,6 @@ class TTDSEntitiesMixin:
             pairs = TTDSNodePairs(self.config).to(self.device)
             pairs.reset()
             self.node_pairs = pairs
-
-    def _move_node_pairs(self, items: Tensor, before: TTDSTrie) -> None:
-        if self.config.pair_dim:
-            self.node_pairs.follow(items, before, self.trie)
-            self.config.pair_nodes = self._num_nodes()
 
     def _num_nodes(self) -> list[int]:
         return [len(codes) for codes in self.trie.codes[1:]]

@@ -1,6 +1,6 @@
 """TTDSForCausalLM: a causal language model that reads and generates semantic IDs."""
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import cached_file, extract_commit_hash
 
-from .catalogue_ttds import CATALOGUE_FILE, TTDSCatalogueMixin
+from .catalogue_ttds import TTDSCatalogueMixin
 from .configuration_ttds import KINDS, TTDSConfig
 from .cooccurrence_ttds import TTDSCooccurrence
 from .entities_ttds import TTDSEntitiesMixin
+from .float32_ttds import unhalved
 from .generation_ttds import CACHE
+from .lock_ttds import TTDSLock
 from .losses_ttds import TTDSLossMixin
 from .nodes_ttds import TTDSNodeHead, TTDSNodePairs
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
@@ -22,6 +23,7 @@ from .priors_ttds import TTDSPriorHead
 from .questions_ttds import TTDSQuestionsMixin
 from .recommendation_ttds import TTDSRecommendationMixin
 from .reranker_ttds import FEATURES, TTDSReranker
+from .saving_ttds import TTDSSavingMixin
 from .text_ttds import TTDSTokenTable
 from .towers_ttds import TTDSTower
 
@@ -75,6 +77,7 @@ class TTDSItemReader(nn.Module):
 
 
 class TTDSForCausalLM(
+    TTDSSavingMixin,
     PreTrainedModel,
     TTDSEntitiesMixin,
     TTDSLossMixin,
@@ -103,7 +106,8 @@ class TTDSForCausalLM(
     # In half precision the language model is halved, not what makes semantic IDs: they stay.
     _keep_in_fp32_modules_strict = {
         r"^(item_tower|user_tower|token_table|reranker|prior_head)\.",
-        r"^(item_text|item_collaborative|cooccurrence\.values|cooccurrence\.items)$",
+        r"^(item_text|item_collaborative|vector_projection|cooccurrence\.values|"
+        r"cooccurrence\.items)$",
     }
 
     def __init__(self, config: TTDSConfig):
@@ -127,13 +131,15 @@ class TTDSForCausalLM(
         if config.has_reranker:
             self.reranker = TTDSReranker(len(FEATURES))
         self._catalogue, self.row_of, self._tokenizer, self._origin = [], {}, None, {}
+        self.lock = TTDSLock()
         n = config.num_items
         self.register_buffer("item_sids", torch.zeros(n, tower.num_levels, dtype=torch.long))
-        self.register_buffer("item_text", torch.zeros(n, tower.text_dim))
-        self.register_buffer("item_collaborative", torch.zeros(n, tower.collaborative_dim))
+        whole = {"dtype": torch.float32}  # where a model is made in half precision too
+        self.register_buffer("item_text", torch.zeros(n, tower.text_dim, **whole))
+        self.register_buffer("item_collaborative", torch.zeros(n, tower.collaborative_dim, **whole))
         width = tower.text_dim + tower.collaborative_dim
         shape = (width, config.item_vector_dim) if config.item_vector_dim else (0, 0)
-        self.register_buffer("vector_projection", torch.zeros(shape))
+        self.register_buffer("vector_projection", torch.zeros(shape, **whole))
         embeddings = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
@@ -165,6 +171,13 @@ class TTDSForCausalLM(
         elif isinstance(module, TTDSReranker):
             init.zeros_(module.mean)
             init.ones_(module.std)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        tables = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, before in tables.items():  # as of `TTDSFloat32`
+            self._buffers[name] = unhalved(before, self._buffers[name])
+        return self
 
     def set_reranker(self, cooccurrence: TTDSCooccurrence, reranker: TTDSReranker) -> None:
         """Give the model a co-occurrence memory and re-ranker, which `recommend` then uses.
@@ -264,55 +277,6 @@ class TTDSForCausalLM(
         if inputs.get("input_ids") is not None:
             inputs["context_ids"] = input_ids
         return inputs
-
-    # Save and load
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Write weights, configuration, code files and catalogue into a flat folder.
-
-        Args:
-            save_directory: The folder.
-            **kwargs: As of `PreTrainedModel.save_pretrained`.
-        """
-        super().save_pretrained(save_directory, **kwargs)
-        if self.catalogue:
-            self.write_catalogue(save_directory)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs
-    ) -> "TTDSForCausalLM":
-        """Load a model with its catalogue from a folder or the Hub.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            *args: As of `PreTrainedModel.from_pretrained`.
-            **kwargs: As of `PreTrainedModel.from_pretrained`.
-        """
-        where = (
-            "cache_dir",
-            "force_download",
-            "local_files_only",
-            "revision",
-            "subfolder",
-            "token",
-        )
-        hub = {name: kwargs[name] for name in where if kwargs.get(name) is not None}
-        file = cached_file(
-            pretrained_model_name_or_path,
-            CATALOGUE_FILE,
-            _raise_exceptions_for_missing_entries=False,
-            **hub,
-        )
-        commit = extract_commit_hash(file, None)
-        if commit is not None:  # weights, catalogue and, later, the tokenizer are of one commit
-            hub["revision"] = kwargs["revision"] = commit
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._origin = hub
-        if file is not None:
-            model.read_catalogue(file)
-        return loaded
 
 
 TTDSConfig.register_for_auto_class()

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import initialization as init
 
 from .cooccurrence_ttds import STATISTICS, TTDSCooccurrence
+from .float32_ttds import TTDSFloat32
 from .trie_ttds import TTDSTrie
 
 DECAYS = (0.5, 0.0, 0.8)  # of each statistic, per step into the past
@@ -21,7 +22,7 @@ CONTEXT = ("length", *STATISTICS)  # how long the history is; how much each prio
 FEATURES = ("lm", *STATISTICS, "items", *ITEM_FEATURES, *CONTEXT)
 
 
-class TTDSPriorHead(nn.Module):
+class TTDSPriorHead(TTDSFloat32):
     """Corrects the language model's logits of a node's children by what the priors say of them.
 
     A small network per level over standardised features of a child; the last layer starts from
@@ -49,6 +50,7 @@ class TTDSPriorHead(nn.Module):
             )
             for _ in range(num_levels)
         )
+        self.float()  # where a model is made in half precision too
 
     @torch.no_grad()
     def reset(self) -> None:

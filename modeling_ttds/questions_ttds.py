@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from .arguments_ttds import as_count, as_item_ids
 from .generation_ttds import beam_search, score_items
+from .lock_ttds import reading
 from .recommendation_ttds import TTDSRecommendation, best_pairs, pad_prompts, pad_rows
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates, TTDSTrie
@@ -38,6 +40,7 @@ class TTDSExplanation:
 class TTDSQuestionsMixin:
     """What `TTDSForCausalLM` can be asked beside the next item, where it was tuned for it."""
 
+    @reading
     @torch.no_grad()
     def similar_items(
         self, item_ids: Sequence[str], top_k: int = 10, allowed: Iterable[str] | None = None
@@ -52,7 +55,8 @@ class TTDSQuestionsMixin:
         Raises:
             ValueError: An item is unknown, or the model was not tuned for the question.
         """
-        rows = self.history_rows([[item] for item in item_ids], "error")
+        rows = [[row] for row in self.item_rows(item_ids, "item_ids")]
+        top_k = as_count(top_k, "top_k")
         mask = self.allowed_mask(allowed)
         prompts = [self._prompt("bought_together", items=[row]) for row in rows]
         candidates = TTDSCandidates(self.trie, mask, pad_rows(rows, None, self.device))
@@ -60,6 +64,7 @@ class TTDSQuestionsMixin:
             found = beam_search(self, *self._bound(prompts), candidates, max(50, top_k))
         return self._named(best_pairs(*found, top_k))
 
+    @reading
     @torch.no_grad()
     def next_users(
         self,
@@ -84,8 +89,9 @@ class TTDSQuestionsMixin:
             ValueError: An item is unknown, or the model was not tuned for the question.
         """
         rows = self.history_rows(histories, "error")
-        earlier = self.history_rows(buyers, "error")[-NUM_BUYERS:]
-        item = self.history_rows([[item_id]], "error")[0]
+        earlier = self.history_rows(buyers, "error", "buyers")[-NUM_BUYERS:]
+        item = self.item_rows([item_id], "item_id")
+        top_k = as_count(top_k, "top_k")
         if not rows:
             return []
         sids = self.sids_of_users(pad_rows(earlier + rows, self.config.max_history, self.device))
@@ -97,6 +103,7 @@ class TTDSQuestionsMixin:
         best, order = scores.sort(descending=True, stable=True)
         return list(zip(order.tolist(), best.tolist(), strict=True))[:top_k]
 
+    @reading
     @torch.no_grad()
     def profiles(self, histories: Sequence[Sequence[str]], max_new_tokens: int = 32) -> list[str]:
         """Describe the taste behind histories in words.
@@ -111,6 +118,7 @@ class TTDSQuestionsMixin:
         rows = self.history_rows(histories, "error")
         if not all(rows):
             raise ValueError(f"History {rows.index([])} is empty; a profile needs an item.")
+        max_new_tokens = as_count(max_new_tokens, "max_new_tokens")
         tokenizer = self.tokenizer
         markers = set(tokenizer.added_tokens_encoder.values()) - {tokenizer.eos_token_id}
         config = GenerationConfig(
@@ -178,6 +186,7 @@ class TTDSQuestionsMixin:
         ids, mask = pad_prompts(prompts, self.device)
         return self.bind(ids, user_sids), mask
 
+    @reading
     @torch.no_grad()
     def explain(self, history: Sequence[str], items: Sequence[str]) -> list[TTDSExplanation]:
         """Say what language model, co-occurrence memory and texts hold of items after a history.
@@ -189,7 +198,8 @@ class TTDSQuestionsMixin:
         Raises:
             ValueError: An item is unknown; the message says which.
         """
-        past, rows = self.history_rows([history, items], "error")
+        history, items = as_item_ids(history, "history"), as_item_ids(items, "items")
+        past, rows = self.item_rows(history, "history"), self.item_rows(items, "items")
         if not rows:
             return []
         wanted = torch.tensor([rows], device=self.device)

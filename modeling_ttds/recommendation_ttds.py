@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .arguments_ttds import as_count, as_item_ids, as_list
 from .configuration_ttds import placeholder_ids
 from .generation_ttds import beam_search, score_items
+from .lock_ttds import reading
 from .priors_ttds import TTDSNodeStatistics, TTDSPriors
+from .records_ttds import as_text
 from .reranker_ttds import TTDSRecall
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
@@ -34,12 +37,13 @@ class TTDSRecommendation:
 class TTDSRecommendationMixin:
     """What `TTDSForCausalLM` can be asked: top-K lists for histories."""
 
+    @reading
     def recommend(
         self,
         histories: Sequence[Sequence[str]],
-        top_k: int = 10,
+        top_k: int | None = None,
         user_histories: Sequence[Sequence[str]] | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         allowed: Iterable[str] | None = None,
         num_beams: int | None = None,
         unknown: str = "error",
@@ -52,9 +56,10 @@ class TTDSRecommendationMixin:
 
         Args:
             histories: Item ids per user, newest last; may be empty.
-            top_k: Length of the lists; they are shorter where fewer items may appear.
+            top_k: Length of the lists, by default 10, or all of a smaller catalogue; they are
+                shorter where fewer items may appear.
             user_histories: What the user tower sees in place of `histories`.
-            exclude_seen: Leave out the items of the history.
+            exclude_seen: Leave out the items of the history; by default as `config.exclude_seen`.
             allowed: Item ids that may appear; all by default.
             num_beams: Prefixes kept per level, at least `top_k`; 50 or `top_k` by default.
             unknown: What to do with a history's item that is not in the catalogue: `"error"`, or
@@ -70,16 +75,23 @@ class TTDSRecommendationMixin:
             ValueError: An argument is out of range or an item unknown; the message says which.
         """
         rows = self.history_rows(histories, unknown)
-        user_rows = None if user_histories is None else self.history_rows(user_histories, unknown)
+        user_rows = None
+        if user_histories is not None:
+            user_rows = self.history_rows(user_histories, unknown, "user_histories")
         if user_rows is not None and len(user_rows) != len(rows):
             raise ValueError(
                 f"`user_histories` has {len(user_rows)} entries for {len(rows)} `histories`."
             )
         mask = self.allowed_mask(allowed)
-        if queries is not None and (isinstance(queries, str) or len(queries) != len(rows)):
-            raise ValueError(
-                f"`queries` is {queries!r}; give one text per history, {len(rows)} in all."
-            )
+        if queries is not None:
+            queries = as_list(queries, "queries", "texts, one per history")
+            if len(queries) != len(rows):
+                raise ValueError(
+                    f"`queries` has {len(queries)} entries for {len(rows)} `histories`."
+                )
+            queries = [as_text(q, "queries", f"Query {number}") for number, q in enumerate(queries)]
+        if top_k is None:
+            top_k = min(10, len(self.item_sids))
         lists = self.recommend_rows(
             rows,
             top_k,
@@ -101,12 +113,12 @@ class TTDSRecommendationMixin:
             allowed: Item ids that may appear; None for all.
 
         Raises:
-            ValueError: An item is unknown.
+            ValueError: `allowed` is no list of strings, or an item is unknown.
         """
         if allowed is None:
             return None
         mask = torch.zeros(len(self.item_sids), dtype=torch.bool, device=self.device)
-        mask[self.history_rows([list(allowed)], "error")[0]] = True
+        mask[self.item_rows(allowed, "allowed")] = True
         return mask
 
     def _named(self, lists: list[list[tuple[int, float]]]) -> list[list[TTDSRecommendation]]:
@@ -118,12 +130,35 @@ class TTDSRecommendationMixin:
             for pairs in lists
         ]
 
-    def history_rows(self, histories: Sequence[Sequence[str]], unknown: str) -> list[list[int]]:
+    def item_rows(self, item_ids: Iterable[str], name: str) -> list[int]:
         """Translate item ids to rows.
+
+        Args:
+            item_ids: Item ids.
+            name: Name of the argument that holds them, for the message.
+
+        Raises:
+            ValueError: It is no list of strings, or an item is unknown.
+        """
+        rows = []
+        for item in as_item_ids(item_ids, name):
+            if item not in self.row_of:
+                raise ValueError(
+                    f"`{name}` holds the unknown item {item!r}; the catalogue of "
+                    f"{len(self.row_of)} items has none of that id."
+                )
+            rows.append(self.row_of[item])
+        return rows
+
+    def history_rows(
+        self, histories: Sequence[Sequence[str]], unknown: str, name: str = "histories"
+    ) -> list[list[int]]:
+        """Translate the item ids of histories to rows.
 
         Args:
             histories: Item ids per user.
             unknown: `"error"` or `"skip"`.
+            name: Name of the argument that holds them, for the message.
 
         Raises:
             ValueError: An item is unknown, or `histories` is one history instead of several.
@@ -131,28 +166,29 @@ class TTDSRecommendationMixin:
         if unknown not in ("error", "skip"):
             raise ValueError(f"`unknown` is {unknown!r}; it must be 'error' or 'skip'.")
         rows = []
-        for number, history in enumerate(histories):
+        of = "histories, each a list of item ids"
+        for number, history in enumerate(as_list(histories, name, of)):
             if isinstance(history, str):
-                raise ValueError(
-                    f"`histories` holds the string {history!r}; give a list of histories, each a "
-                    "list of item ids."
-                )
+                raise ValueError(f"`{name}` holds the string {history!r}; give a list of {of}.")
+            history = as_item_ids(history, f"{name}[{number}]")
             known = [self.row_of.get(item, -1) for item in history]
             if unknown == "error" and -1 in known:
+                which = "History" if name == "histories" else f"`{name}`: history"
                 raise ValueError(
-                    f"History {number} holds the unknown item {history[known.index(-1)]!r}; add it "
+                    f"{which} {number} holds the unknown item {history[known.index(-1)]!r}; add it "
                     'by `add_items`, or pass `unknown="skip"` to drop it.'
                 )
             rows.append([row for row in known if row >= 0])
         return rows
 
+    @reading
     @torch.no_grad()
     def recommend_rows(
         self,
         histories: Sequence[Sequence[int]],
         top_k: int,
         user_histories: Sequence[Sequence[int]] | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         allowed: Tensor | None = None,
         num_beams: int | None = None,
         batch_size: int = 64,
@@ -166,7 +202,7 @@ class TTDSRecommendationMixin:
             histories: Item rows per user, newest last.
             top_k: Length of the lists.
             user_histories: What the user tower sees in place of `histories`.
-            exclude_seen: Leave out the items of the history.
+            exclude_seen: Leave out the items of the history; by default as `config.exclude_seen`.
             allowed: Mask of the items that may appear, (num_items,).
             num_beams: Prefixes kept per level.
             batch_size: Users per step.
@@ -175,11 +211,14 @@ class TTDSRecommendationMixin:
             memory: Whether the priors join the beam search, where the model has them.
         """
         num_items = len(self.item_sids)
+        top_k, batch_size = as_count(top_k, "top_k", 0), as_count(batch_size, "batch_size")
         if not 1 <= top_k <= num_items:
             raise ValueError(
                 f"`top_k` is {top_k}; it must be from 1 to the {num_items} items of the catalogue."
             )
-        num_beams = max(50, top_k) if num_beams is None else num_beams
+        if exclude_seen is None:
+            exclude_seen = self.config.exclude_seen
+        num_beams = max(50, top_k) if num_beams is None else as_count(num_beams, "num_beams")
         if num_beams < top_k:
             raise ValueError(f"`num_beams` is {num_beams}; it must be at least `top_k` {top_k}.")
         lists = []
@@ -225,12 +264,10 @@ class TTDSRecommendationMixin:
     @property
     def node_statistics(self) -> TTDSNodeStatistics:
         """What the co-occurrence memory knows of the trie's nodes."""
-        items = self.cooccurrence.items
-        key = (id(self.trie), items.data_ptr(), items._version)
-        if getattr(self, "_statistics_key", None) != key:
-            self._statistics = TTDSNodeStatistics.build(self.trie, self.cooccurrence)
-            self._statistics_key = key
-        return self._statistics
+        trie, memory = self.trie, self.cooccurrence
+        return self._made_of(
+            "_statistics", [trie, memory.items], lambda: TTDSNodeStatistics.build(trie, memory)
+        )
 
     def forbidden(self, excluded: Tensor, allowed: Tensor | None) -> Tensor:
         """Return which items may not appear, (batch, num_items).

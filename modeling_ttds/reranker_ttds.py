@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .cooccurrence_ttds import TTDSCooccurrence
+from .float32_ttds import TTDSFloat32
 from .towers_ttds import profile
 
 FEATURES = (
@@ -44,7 +45,7 @@ class TTDSSharedDropout(nn.Module):
         return hidden * (mask / (1 - self.rate))
 
 
-class TTDSReranker(nn.Module):
+class TTDSReranker(TTDSFloat32):
     """Scores candidates from features of co-occurrence, embeddings and language model.
 
     Args:
@@ -66,6 +67,7 @@ class TTDSReranker(nn.Module):
             TTDSSharedDropout(dropout),
             nn.Linear(hidden_dim, 1),
         )
+        self.float()  # where a model is made in half precision too
 
     def forward(self, features: Tensor) -> Tensor:
         """Return a score per candidate, (batch, num_candidates).

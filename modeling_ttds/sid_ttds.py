@@ -1,7 +1,5 @@
 """A unique semantic ID for every item: collisions are resolved with few moves."""
 
-from collections import Counter
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,40 +28,75 @@ def unique_sids(latents: Tensor, codebooks: Tensor, codes: Tensor, taken: Tensor
             f"{len(codes) + len(taken)} items; raise `num_codes` or `num_levels`."
         )
     quantised = sum(codebooks[level][codes[:, level]] for level in range(num_levels))
-    distances = (latents - quantised).square().sum(-1).tolist()
-    latents, codebooks = latents.float().cpu().numpy(), codebooks.detach().float().cpu().numpy()
-    paths = [tuple(path) for path in codes.tolist()]
-    used = {tuple(path) for path in taken.tolist()}
-    load = Counter(path[:depth] for path in used for depth in range(1, num_levels))
-    movers = []
-    for item in sorted(range(len(paths)), key=distances.__getitem__):
-        if paths[item] in used:
-            movers.append(item)
-        else:
-            _occupy(paths[item], used, load)
-    for item in movers:
-        paths[item] = _nearest_free((), latents[item], codebooks, used, load)
-        _occupy(paths[item], used, load)
-    return torch.tensor(paths, dtype=codes.dtype, device=codes.device).view(codes.shape)
+    distances = (latents - quantised).square().sum(-1).detach().cpu().numpy()
+    order = distances.argsort(kind="stable")
+    paths, used = codes.cpu().numpy().copy(), taken.cpu().numpy()
+    keys = _keys(np.concatenate([used, paths[order]]), num_codes)
+    stays = np.zeros(len(paths), dtype=bool)
+    stays[order] = _first_and_free(keys[len(used) :], keys[: len(used)])
+    movers = order[~stays[order]]
+    if len(movers):
+        latents, codebooks = latents.float().cpu().numpy(), codebooks.detach().float().cpu().numpy()
+        occupancy = _Occupancy(np.concatenate([used, paths[stays]]), num_codes)
+        for item in movers:
+            paths[item] = occupancy.take_nearest_free(latents[item], codebooks)
+    return torch.from_numpy(paths).to(codes)
 
 
-def _occupy(path: tuple[int, ...], used: set, load: Counter) -> None:
-    used.add(path)
-    load.update(path[:depth] for depth in range(1, len(path)))
+def _keys(paths: np.ndarray, num_codes: int) -> np.ndarray:
+    """Return an integer per path, the same for the same path, (num_paths,)."""
+    keys, bound = np.zeros(len(paths), dtype=np.int64), 1
+    for codes in paths.T:
+        if bound * num_codes > 2**62:  # number those that occur, so that it fits
+            keys, bound = np.unique(keys, return_inverse=True)[1], len(keys)
+        keys, bound = keys * num_codes + codes, bound * num_codes
+    return keys
 
 
-def _nearest_free(
-    prefix: tuple[int, ...], residual: np.ndarray, codebooks: np.ndarray, used: set, load: Counter
-) -> tuple[int, ...]:
-    num_levels, num_codes, _ = codebooks.shape
-    level = len(prefix)
-    vectors = codebooks[level]
-    capacity = num_codes ** (num_levels - level - 1)
-    for code in ((residual - vectors) ** 2).sum(-1).argsort(kind="stable").tolist():
-        path = (*prefix, code)
-        if level == num_levels - 1:
-            if path not in used:
-                return path
-        elif load[path] < capacity:
-            return _nearest_free(path, residual - vectors[code], codebooks, used, load)
-    raise AssertionError("a prefix with room has a free path")
+def _first_and_free(keys: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Return which keys occur for the first time and are not taken, (num_keys,)."""
+    different, first = np.unique(keys, return_index=True)
+    free = np.ones(len(different), dtype=bool)
+    if len(different):  # few are looked up for many taken: those need no order
+        place = np.searchsorted(different, taken).clip(max=len(different) - 1)
+        free[place[different[place] == taken]] = False
+    marked = np.zeros(len(keys), dtype=bool)
+    marked[first[free]] = True
+    return marked
+
+
+class _Occupancy:
+    """How many semantic IDs are used below each prefix, counted where somebody asks."""
+
+    def __init__(self, paths: np.ndarray, num_codes: int):
+        self.num_codes = num_codes
+        self.paths = paths.astype(np.min_scalar_type(num_codes - 1))  # narrow ones sort fast
+        self.below = {(): np.arange(len(paths))}  # rows of the paths below a prefix
+        self.loads: dict[tuple[int, ...], np.ndarray] = {}  # per child of a prefix
+
+    def children(self, prefix: tuple[int, ...]) -> np.ndarray:
+        """Return how many semantic IDs are used below each child of a prefix, (num_codes,)."""
+        if prefix not in self.loads:
+            rows = self.below.pop(prefix, np.arange(0))
+            codes = self.paths[rows, len(prefix)]
+            loads = self.loads[prefix] = np.bincount(codes, minlength=self.num_codes)
+            if len(rows) and len(prefix) < self.paths.shape[1] - 1:
+                used = loads.nonzero()[0]
+                rows = rows[codes.argsort(kind="stable")]
+                parts = np.split(rows, loads[used].cumsum()[:-1])
+                self.below |= zip(((*prefix, code) for code in used.tolist()), parts, strict=True)
+        return self.loads[prefix]
+
+    def take_nearest_free(self, latent: np.ndarray, codebooks: np.ndarray) -> tuple[int, ...]:
+        """Return the free path found first going down to the nearest child with room; use it up."""
+        num_levels = len(codebooks)
+        prefix, residual = (), latent
+        for level, vectors in enumerate(codebooks):
+            loads = self.children(prefix)
+            distances = ((residual - vectors) ** 2).sum(-1)
+            room = loads < self.num_codes ** (num_levels - level - 1)
+            code = int(np.where(room, distances, np.inf).argmin())
+            prefix, residual = (*prefix, code), residual - vectors[code]
+        for level, code in enumerate(prefix):
+            self.loads[prefix[:level]][code] += 1
+        return prefix

@@ -1,5 +1,7 @@
 """Text embeddings that travel with the model: a table over tokens, or a transformer."""
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,6 +10,11 @@ from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from .float32_ttds import TTDSFloat32
+
+ACCENTS = re.compile("[\u0300-\u036f]")  # of Latin, Greek and Cyrillic; elsewhere marks are letters
+JOINED = re.compile(r"(?<=[^\w\s'])(?=[^\W\d_])")  # a letter behind a hyphen, bracket or the like
+ALIKE = str.maketrans({"\u2019": "'", "\u0131": "i"})  # the dotless i is a capital's lower case
 # As many tokens as sentence-transformers reads with the MiniLM encoders.
 MAX_LENGTH = 256
 
@@ -18,7 +25,26 @@ def item_text(item: dict[str, str]) -> str:
     return ". ".join(part for part in parts if part)
 
 
-class TTDSTokenTable(nn.Module):
+def normalised(text: str) -> str:
+    """Return a text as it is understood, whichever way it is written; the same for the result.
+
+    Case, accents, the form of Unicode and the kind and number of spaces do not matter, and a word
+    behind a hyphen or bracket is a word. This is the one way text goes on its way into embeddings
+    and prompts; what a model answers keeps the writing of the catalogue.
+
+    Args:
+        text: Any string.
+    """
+    # Pairs of surrogates become the character they stand for; a lone one is no character.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").translate(ALIKE)
+    # Twice: folding case can take characters apart, and taking them apart give capitals.
+    for _ in range(2):
+        text = unicodedata.normalize("NFKD", text).casefold()
+    text = ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+    return " ".join(JOINED.sub(" ", unicodedata.normalize("NFKC", text)).split())
+
+
+class TTDSTokenTable(TTDSFloat32):
     """Embeds text as a weighted mean of one vector per token, with no other library.
 
     Args:
@@ -28,7 +54,7 @@ class TTDSTokenTable(nn.Module):
 
     def __init__(self, num_tokens: int, text_dim: int):
         super().__init__()
-        self.register_buffer("table", torch.zeros(num_tokens, text_dim))
+        self.register_buffer("table", torch.zeros(num_tokens, text_dim, dtype=torch.float32))
 
     def encode(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Return unit embeddings of tokenised texts, (len(token_ids), text_dim).

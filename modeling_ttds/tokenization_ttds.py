@@ -4,15 +4,49 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from .arguments_ttds import as_item_ids, as_list
 from .configuration_ttds import KINDS, placeholder_ids, sid_token
+from .text_ttds import normalised
 
 INDEX_FILE = "sid_table.json"
 SLOT = re.compile(r"(<item>|<user>|\{\w+\})")
+
+
+class TTDSTable:
+    """Item ids and semantic IDs of one moment, looked up either way; never changed.
+
+    Args:
+        item_ids: Item ids.
+        sids: Semantic ID of each item, one code per level.
+    """
+
+    def __init__(self, item_ids: list[str], sids: Tensor | list[Sequence[int]]):
+        if len(item_ids) != len(sids):
+            raise ValueError(f"There are {len(item_ids)} item ids for {len(sids)} semantic IDs.")
+        self.item_ids, self.sids = item_ids, sids
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    # A million items cost a second each: only who looks them up pays.
+
+    @cached_property
+    def codes(self) -> dict[str, list[int]]:
+        """Item id to semantic ID."""
+        sids = self.sids.tolist() if isinstance(self.sids, Tensor) else map(list, self.sids)
+        return dict(zip(self.item_ids, sids, strict=True))
+
+    @cached_property
+    def items(self) -> dict[tuple[int, ...], str]:
+        """Semantic ID to item id."""
+        return {tuple(codes): item for item, codes in self.codes.items()}
 
 
 class TTDSTokenizer(PreTrainedTokenizerFast):
@@ -88,21 +122,42 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         Args:
             text: Any string.
         """
-        if "_plain" not in self.__dict__:
-            state = json.loads(self.backend_tokenizer.to_str())
-            self._plain = Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))
-            self._added = frozenset(self.added_tokens_decoder)
-        ids = self._plain.encode(text, add_special_tokens=False).ids
-        if self._added.isdisjoint(ids):
+        plain, added = self._plain
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        ids = plain.encode(text, add_special_tokens=False).ids
+        if added.isdisjoint(ids):
             return ids
         # Some vocabularies hold their markers as pieces; cut in two, a marker has no piece.
         parts = re.split(r"(?<=<)|(?<=\[)", text)
         return [
             token
             for part in parts
-            for token in self._plain.encode(part, add_special_tokens=False).ids
-            if token not in self._added
+            for token in plain.encode(part, add_special_tokens=False).ids
+            if token not in added
         ]
+
+    def encode_words(self, text: str) -> list[int]:
+        """Return the ids of text that is to be understood, for embeddings and prompts.
+
+        It is `normalised`, and its first word has the token that it has behind another word.
+
+        Args:
+            text: Any string.
+        """
+        words = normalised(text)
+        return self.encode_text(self._behind_word + words) if words else []
+
+    @cached_property
+    def _plain(self) -> tuple[Tokenizer, frozenset[int]]:
+        state = json.loads(self.backend_tokenizer.to_str())
+        plain = Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))
+        return plain, frozenset(self.added_tokens_decoder)
+
+    @cached_property
+    def _behind_word(self) -> str:
+        # Byte-level vocabularies have the space in a word's token, the others bring their own mark.
+        first, both = self.encode_text("a"), self.encode_text("a a")
+        return " " if both[len(first) :] == self.encode_text(" a") else ""
 
     def encode_prompt(
         self,
@@ -111,9 +166,12 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         items: Sequence[int | Sequence[int]] = (),
         users: Sequence[int | Sequence[int]] = (),
         longest_text: int | None = None,
-        begin: bool = True,
+        answer: bool = False,
     ) -> list[int]:
-        """Return the ids of a prompt in which entities are placeholder ids.
+        """Return the ids of a prompt, or of its answer, in which entities are placeholder ids.
+
+        The begin-of-text token opens a prompt. Texts of a prompt are normalised, those of an answer
+        keep the writing of the catalogue.
 
         Args:
             template: Our own wording. `{name}` is a slot for plain text, each `<item>` and `<user>`
@@ -122,17 +180,18 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             items: Item rows per `<item>` in order.
             users: User rows per `<user>` in order.
             longest_text: How many of the first tokens of a text are kept; all by default.
-            begin: Whether the tokenizer's begin-of-text token comes first.
+            answer: Whether it is the answer to a prompt.
         """
         rows = {"<item>": iter(items), "<user>": iter(users)}
-        ids = [self.bos_token_id] if begin and self.bos_token_id is not None else []
+        encode = self.encode_text if answer else self.encode_words
+        ids = [] if answer or self.bos_token_id is None else [self.bos_token_id]
         for part in SLOT.split(template):
             if part in rows:
                 entities = next(rows[part])
                 for row in [entities] if isinstance(entities, int) else entities:
                     ids += placeholder_ids(part[1:-1], int(row), self.num_levels)
             elif SLOT.fullmatch(part):
-                ids += self.encode_text(texts[part[1:-1]])[:longest_text]
+                ids += encode(texts[part[1:-1]])[:longest_text]
             elif part:
                 ids += self(part, add_special_tokens=False).input_ids
         return ids
@@ -149,22 +208,38 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
     # Items by name
 
     @property
+    def table(self) -> TTDSTable:
+        """The SID table of the items, as last set or loaded."""
+        if "_table" not in self.__dict__:
+            file = self.init_kwargs.get("sid_table_file")
+            loaded = json.loads(Path(file).read_text("utf-8")) if file else {}
+            self._table = TTDSTable(list(loaded), list(loaded.values()))
+        return self._table
+
+    @table.setter
+    def table(self, table: TTDSTable) -> None:
+        self._table = table
+
+    @property
     def sid_table(self) -> dict[str, list[int]]:
         """Item id to semantic ID, as last set or loaded."""
-        if "_sid_table" not in self.__dict__:
-            file = self.init_kwargs.get("sid_table_file")
-            self._sid_table = json.loads(Path(file).read_text("utf-8")) if file else {}
-        return self._sid_table
+        return self.table.codes
 
-    def set_sid_table(self, item_ids: Iterable[str], sids: Iterable[Sequence[int]]) -> None:
+    def set_sid_table(
+        self, item_ids: Iterable[str], sids: Tensor | Iterable[Sequence[int]]
+    ) -> None:
         """Replace the SID table of the items.
 
         Args:
             item_ids: Item ids.
             sids: Semantic ID of each item, one code per level.
+
+        Raises:
+            ValueError: There is not one semantic ID per item.
         """
-        self._sid_table = {i: list(c) for i, c in zip(item_ids, sids, strict=True)}
-        self.__dict__.pop("_item_of", None)
+        self.table = TTDSTable(
+            as_item_ids(item_ids, "item_ids"), sids if isinstance(sids, Tensor) else list(sids)
+        )
 
     def encode_items(self, item_ids: Iterable[str]) -> list[int]:
         """Return the SID token ids of items, one after the other.
@@ -175,14 +250,14 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         Raises:
             ValueError: An item is not in the SID table.
         """
-        ids = []
-        for item in item_ids:
-            if item not in self.sid_table:
+        ids, codes = [], self.sid_table
+        for item in as_item_ids(item_ids, "item_ids"):
+            if item not in codes:
                 raise ValueError(
-                    f"Item {item!r} is not in the SID table of {len(self.sid_table)} items; "
+                    f"Item {item!r} is not in the SID table of {len(codes)} items; "
                     "add it to the model, or set the table by `set_sid_table`."
                 )
-            for level, code in enumerate(self.sid_table[item]):
+            for level, code in enumerate(codes[item]):
                 ids.append(self.sid_token_start + level * self.num_codes + code)
         return ids
 
@@ -193,25 +268,24 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             ids: SID token ids, `num_levels` per item; other ids are passed over.
 
         Raises:
-            ValueError: The SID tokens are out of order or name no item.
+            ValueError: `ids` is a string, or the SID tokens are out of order or name no item.
         """
-        if "_item_of" not in self.__dict__:
-            self._item_of = {tuple(codes): item for item, codes in self.sid_table.items()}
+        item_of = self.table.items
         block = self.num_levels * self.num_codes
-        offsets = [i - self.sid_token_start for i in map(int, ids)]
+        offsets = [i - self.sid_token_start for i in map(int, as_list(ids, "ids", "SID token ids"))]
         offsets = [offset for offset in offsets if 0 <= offset < block]
         items = []
         for first in range(0, len(offsets), self.num_levels):
             path = offsets[first : first + self.num_levels]
             codes = tuple(offset % self.num_codes for offset in path)
             levels = [offset // self.num_codes for offset in path]
-            if levels != list(range(self.num_levels)) or codes not in self._item_of:
+            if levels != list(range(self.num_levels)) or codes not in item_of:
                 names = "".join(
                     sid_token("item", level, code)
                     for level, code in zip(levels, codes, strict=True)
                 )
                 raise ValueError(f"{names} names no item of the SID table.")
-            items.append(self._item_of[codes])
+            items.append(item_of[codes])
         return items
 
     def _save_pretrained(

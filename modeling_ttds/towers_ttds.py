@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .configuration_ttds import TTDSTowerConfig
+from .float32_ttds import TTDSFloat32
 
 MODALITIES = ("text", "collaborative")
 
@@ -83,7 +84,7 @@ class TTDSTowerOutput:
     path: TTDSPath
 
 
-class TTDSTower(nn.Module):
+class TTDSTower(TTDSFloat32):
     """Turns text and collaborative embeddings of an entity into its semantic ID."""
 
     def __init__(self, config: TTDSTowerConfig):
@@ -117,6 +118,7 @@ class TTDSTower(nn.Module):
         self.codebooks = nn.Parameter(
             torch.empty(config.num_levels, config.num_codes, config.code_dim)
         )
+        self.float()  # where a model is made in half precision too
 
     def encode(
         self, text: Tensor, collaborative: Tensor, drop: dict[str, Tensor] | None = None

@@ -4,9 +4,13 @@ A stage takes its own group. On the command line and in YAML the names are flat.
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field, fields
 
+import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
+
+from recipes.errors import refuse_unknown
 
 
 def _option(default, text: str):
@@ -33,6 +37,13 @@ class DataOptions:
     tie_break: str = _option(
         "published",
         "`published` or `shuffled` order of interactions with the same timestamp.",
+    )
+    timestamp_unit: str | None = _option(
+        None,
+        "What numbers in `timestamp` count: `s`, `ms`, `us`, `ns`; by their magnitude by default.",
+    )
+    merge_repeats: bool = _option(
+        False, "Make one interaction of those of a user in a row with the same item."
     )
 
     def __post_init__(self):
@@ -183,6 +194,9 @@ class EvaluationOptions:
 
     num_beams: int = _option(50, "Prefixes kept per level at evaluation.")
     eval_users: int = _option(1000, "How many users the validation while tuning looks at.")
+    exclude_seen: bool = _option(
+        True, "Whether lists leave out what a user chose before; the model keeps it as its default."
+    )
 
 
 @dataclass
@@ -262,9 +276,26 @@ class TTDSTrainingArguments(SFTConfig):
     seed: int = 0
 
 
+class _Parser(TrlParser):
+    def error(self, message):
+        raise ValueError(message[:1].upper() + message[1:].rstrip(".") + ".")
+
+
 def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig]:
-    """Read the command line above the YAML file that `--config` names."""
+    """Read the command line above the YAML file that `--config` names.
+
+    Raises:
+        ValueError: An option is unknown or its value wrong, or the file cannot be read.
+    """
     groups = [part.default_factory for part in fields(TTDSArguments)]
-    parser = TrlParser((*groups, TTDSTrainingArguments, ModelConfig))
-    *parts, training, model_config = parser.parse_args_and_config()
+    parser = _Parser((*groups, TTDSTrainingArguments, ModelConfig), allow_abbrev=False)
+    if sys.argv[-1] == "--config":
+        raise ValueError("`--config` names no file; write --config FILE.")
+    try:
+        *parts, training, model_config, in_file, unknown = parser.parse_args_and_config(
+            return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
+        raise ValueError(str(error)) from None
+    refuse_unknown(parser, [*unknown, *in_file])
     return TTDSArguments(*parts), training, model_config

@@ -4,41 +4,55 @@ python recipes/evaluate.py --model outputs/demo
 python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --output FOLDER
 """
 
-import argparse
 import json
 from pathlib import Path
 
-from modeling_ttds import TTDSForCausalLM
-from recipes.config import DataOptions
-from recipes.data.load import load_data
-from recipes.data.split import split_data
+from transformers.utils import cached_file
+
+from recipes.data.split import check_split, split_data
+from recipes.errors import Parser, one_sentence
 from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY
 from recipes.hub.card import GENERATED_DATA
+from recipes.hub.files import model_sha256
+from recipes.hub.saved import (
+    add_data_arguments,
+    check_items,
+    check_same_data,
+    load_model,
+    read_as_trained,
+)
 
 
 def main() -> None:
     """Rank the catalogue for every user of the split and write what came out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--dataset_name", help="folder or Hub id; the generated data by default")
-    parser.add_argument("--tie_break", default="published", choices=("published", "shuffled"))
+    parser = Parser(description=__doc__.splitlines()[0])
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--allow_other_data", action="store_true", help="measure on data it was not trained on"
+    )
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--num_beams", type=int, default=50)
     parser.add_argument("--output", help="folder to write to; the model's by default")
     arguments = parser.parse_args()
+    if arguments.num_beams < 1:
+        raise ValueError(f"`--num_beams` is {arguments.num_beams}; it must be at least 1.")
+    model = load_model(arguments.model)
     output = Path(arguments.output or arguments.model)
     if not output.is_dir():
-        raise SystemExit(f"`--output` {output} is no folder; name one that exists.")
+        missing = f"`--output` {output} is no folder"
+        if arguments.output is None:
+            missing = f"`--model` {output} is on the Hub, which takes no results"
+        raise ValueError(f"{missing}; name a folder that exists by --output.")
 
-    data, shop = load_data(
-        DataOptions(dataset_name=arguments.dataset_name, tie_break=arguments.tie_break)
-    )
-    split = split_data(data)
-    model = TTDSForCausalLM.from_pretrained(arguments.model).eval()
-    names = [entry["item_id"] for entry in model.catalogue]
-    if names[: split.num_items] != data.catalogue.item_ids:
-        raise SystemExit(f"{arguments.model} was built on another catalogue than the data set's.")
+    data, shop, otherwise = read_as_trained(arguments, model.config)
+    if not (otherwise or arguments.allow_other_data):
+        check_same_data(model.config, arguments.model, data)
+    if check_items(model, arguments.model, data) != list(range(len(data.catalogue))):
+        raise ValueError(f"{arguments.model} was built on another catalogue than the data set's.")
+    exclude_seen = arguments.exclude_seen
+    split = split_data(data, model.config.exclude_seen if exclude_seen is None else exclude_seen)
+    check_split(split)
     rows = {}
     for row in report.rows_of(model):
         rows[row], lists = report.evaluate_model(
@@ -47,15 +61,19 @@ def main() -> None:
     rows[LM_ONLY] |= report.sid_metrics(model, split, arguments.split)
     rows |= report.baseline_rows(split, arguments.split, shop)
     report.write_run(output / "run.jsonl", split, arguments.split, lists)
-    # What the training run wrote beside the model stays true of it.
     content = {"dataset": arguments.dataset_name or GENERATED_DATA, "data_sha256": data.sha256}
+    measured = model_sha256(Path(cached_file(arguments.model, "config.json")).parent)
     file = output / "metrics.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
     if known.get("data_sha256") == data.sha256:
-        content = known
+        content = known  # what the training run wrote beside the model stays true of it
+        if known.get("model_sha256", measured) != measured:  # but for figures of an earlier state
+            content = {n: part for n, part in known.items() if n not in ("validation", "test")}
+    content |= {"model_sha256": measured}
     report.write_json(file, content | {arguments.split: content.get(arguments.split, {}) | rows})
     print(report.table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

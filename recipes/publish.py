@@ -4,15 +4,14 @@ python recipes/publish.py outputs/demo --repo_id org/name --dry_run
 python recipes/publish.py outputs/demo --repo_id org/name --space org/name-demo
 """
 
-import argparse
-
-from recipes.hub.files import PublishError, model_files, space_files
+from recipes.errors import Parser, one_sentence
+from recipes.hub.files import model_files, space_files
 from recipes.hub.publishing import Destination, listing
 
 
 def main() -> None:
     """List what would be sent, then send it, one commit per repository."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="what recipes/sft.py wrote")
     parser.add_argument("--repo_id", required=True, help="OWNER/NAME of the model")
     parser.add_argument("--space", help="OWNER/NAME of a Space that shows the model")
@@ -28,34 +27,32 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     private = arguments.private or None
-    try:
-        model = Destination(arguments.repo_id, private=private)
-        files = model_files(
-            arguments.folder,
-            arguments.repo_id,
-            arguments.include_user_lists,
-            arguments.allow_rare_pairs,
+    model = Destination(arguments.repo_id, private=private)
+    files = model_files(
+        arguments.folder,
+        arguments.repo_id,
+        arguments.include_user_lists,
+        arguments.allow_rare_pairs,
+    )
+    parcels = [(model, files)]
+    if arguments.space:
+        variables = {"TTDS_MODEL": arguments.repo_id}
+        space = Destination(arguments.space, "space", private, variables=variables)
+        parcels.append((space, space_files(arguments.repo_id)))
+    for destination, parcel in parcels:
+        print(listing(destination, parcel))
+    if arguments.dry_run:
+        print("Nothing was sent.")
+        return
+    for destination, parcel in parcels:
+        print(f"Published: {destination.send(parcel)}")
+    if arguments.space and arguments.private:
+        print(
+            f"{arguments.space} cannot read the private model yet: in the Space's settings, "
+            f"add a secret HF_TOKEN, a token that may read {arguments.repo_id}."
         )
-        parcels = [(model, files)]
-        if arguments.space:
-            variables = {"TTDS_MODEL": arguments.repo_id}
-            space = Destination(arguments.space, "space", private, variables=variables)
-            parcels.append((space, space_files(arguments.repo_id)))
-        for destination, parcel in parcels:
-            print(listing(destination, parcel))
-        if arguments.dry_run:
-            print("Nothing was sent.")
-            return
-        for destination, parcel in parcels:
-            print(f"Published: {destination.send(parcel)}")
-        if arguments.space and arguments.private:
-            print(
-                f"{arguments.space} cannot read the private model yet: in the Space's settings, "
-                f"add a secret HF_TOKEN, a token that may read {arguments.repo_id}."
-            )
-    except PublishError as error:
-        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

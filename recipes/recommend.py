@@ -7,7 +7,6 @@ accelerate launch recipes/recommend.py --model FOLDER_OR_HUB_ID --dataset_name F
 Any number of processes share the shards; a shard that is there is not made again.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -16,12 +15,13 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from modeling_ttds import TTDSForCausalLM
-from recipes.config import DataOptions
-from recipes.data.load import load_data
+from recipes.errors import Parser, one_sentence
 from recipes.evaluation import report
+from recipes.hub.saved import add_data_arguments, check_items, load_model, read_as_trained
 
-REQUEST_FILE = "request.json"
+# A hidden file: what reads a folder of parquet as one table passes it over.
+REQUEST_FILE = ".request.json"
+TOP_K = 10
 
 
 def check_request(output: Path, request: dict[str, object]) -> None:
@@ -30,6 +30,9 @@ def check_request(output: Path, request: dict[str, object]) -> None:
     Args:
         output: Folder of the shards.
         request: What is asked for.
+
+    Raises:
+        ValueError: The folder holds other shards, or something else.
     """
     file = output / REQUEST_FILE
     if file.exists():
@@ -37,12 +40,12 @@ def check_request(output: Path, request: dict[str, object]) -> None:
         differing = [name for name in request if found.get(name) != request[name]]
         if differing:
             name = differing[0]
-            raise SystemExit(
+            raise ValueError(
                 f"`--output` {output} holds shards made with `{name}` {found.get(name)!r}, not "
                 f"{request[name]!r}; name another folder, or empty this one."
             )
     elif output.exists() and any(output.iterdir()):
-        raise SystemExit(f"`--output` {output} is not empty and holds no shards; name another.")
+        raise ValueError(f"`--output` {output} is not empty and holds no shards; name another.")
     else:
         output.mkdir(parents=True, exist_ok=True)
         report.write_json(file, request)
@@ -50,33 +53,36 @@ def check_request(output: Path, request: dict[str, object]) -> None:
 
 def main() -> None:
     """Make the shards that are missing and say how fast."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--dataset_name", help="folder or Hub id; the generated data by default")
+    parser = Parser(description=__doc__.splitlines()[0])
+    add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
-    parser.add_argument("--top_k", type=int, default=10)
+    parser.add_argument("--top_k", type=int, help=f"{TOP_K} by default, or all items if fewer")
     parser.add_argument("--shard_size", type=int, default=1024, help="users per shard")
     parser.add_argument("--use_cpu", action="store_true")
     arguments = parser.parse_args()
     for name in ("top_k", "shard_size"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"`--{name}` is {getattr(arguments, name)}; it must be at least 1.")
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`--{name}` is {value}; it must be at least 1.")
+    if arguments.output.is_file():
+        raise ValueError(f"`--output` {arguments.output} is a file; name a folder.")
 
     state = PartialState(cpu=arguments.use_cpu)
-    data, _ = load_data(DataOptions(dataset_name=arguments.dataset_name))
-    model = TTDSForCausalLM.from_pretrained(arguments.model).eval().to(state.device)
-    rows = [model.row_of.get(item, -1) for item in data.catalogue.item_ids]
-    if -1 in rows:
-        item = data.catalogue.item_ids[rows.index(-1)]
-        raise SystemExit(f"{arguments.model} does not know item {item!r}; add it by `add_items`.")
-    if arguments.top_k > len(model.catalogue):
-        raise SystemExit(
-            f"`--top_k` is {arguments.top_k}; {arguments.model} has {len(model.catalogue)} items."
-        )
+    model = load_model(arguments.model).to(state.device)
+    data, _, _ = read_as_trained(arguments, model.config)
+    rows = check_items(model, arguments.model, data)
+    num_items = len(model.catalogue)
+    top_k = min(TOP_K, num_items) if arguments.top_k is None else arguments.top_k
+    if top_k > num_items:
+        raise ValueError(f"`--top_k` is {top_k}; {arguments.model} has {num_items} items.")
+    exclude_seen = model.config.exclude_seen
+    if arguments.exclude_seen is not None:
+        exclude_seen = arguments.exclude_seen
     request = {
         "model": arguments.model,
         "data_sha256": data.sha256,
-        "top_k": arguments.top_k,
+        "top_k": top_k,
+        "exclude_seen": exclude_seen,
         "shard_size": arguments.shard_size,
     }
     if state.is_main_process:
@@ -97,7 +103,7 @@ def main() -> None:
             continue
         last = min(first + arguments.shard_size, len(data.user_ids))
         histories = [[rows[row] for row in data.histories[user]] for user in range(first, last)]
-        lists = model.recommend_rows(histories, arguments.top_k)
+        lists = model.recommend_rows(histories, top_k, exclude_seen=exclude_seen)
         scratch = shard.with_suffix(".tmp")
         Dataset.from_dict(
             {
@@ -118,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

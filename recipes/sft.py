@@ -14,17 +14,20 @@ from trl import ModelConfig
 
 from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments
 from recipes.data.load import load_data
-from recipes.data.split import split_data
+from recipes.data.origin import origin
+from recipes.data.split import check_split, split_data
+from recipes.errors import one_sentence
 from recipes.evaluation import report
-from recipes.hub.files import PublishError, model_files
+from recipes.hub.card import shown_name
+from recipes.hub.files import model_files
 from recipes.hub.publishing import take_over_push
-from recipes.hub.run import clear_output, run_facts, save_run
+from recipes.hub.run import check_output, make_room, run_facts, save_run
 from recipes.index.embeddings import embed_items, given_text_embeddings
 from recipes.index.refresh import build_sid_table
 from recipes.ranking.reranker import rank_users
 from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import Examples, UserStates
-from recipes.tuning.trainer import TTDSTrainer
+from recipes.tuning.trainer import TTDSTrainer, resume_from
 
 
 def main(
@@ -38,19 +41,31 @@ def main(
         model_config: The backbone, if one is given.
     """
     destination = take_over_push(training, options.data, options.reranker, options.output)
-    clear_output(training, options.output)
+    inputs = {
+        "dataset_name": options.data.dataset_name,
+        "text_embeddings": options.index.text_embeddings,
+        "text_encoder": options.index.text_encoder,
+        "model_name_or_path": model_config.model_name_or_path,
+    }
+    check_output(training, options.output, inputs)
     set_seed(training.seed)
     begun, seed = time.perf_counter(), training.seed
     folder, backbone = Path(training.output_dir), model_config.model_name_or_path
     shapes = options.index, options.language_model, options.examples
 
     data, shop = load_data(options.data, seed)
-    split = split_data(data)
+    split = split_data(data, options.evaluation.exclude_seen)
+    check_split(split)
     text = given_text_embeddings(options.index, options.data.dataset_name, split.num_items)
     tokenizer = build_tokenizer(split, *shapes, backbone)
-    model = build_model(split, tokenizer, *shapes, backbone, text, seed)
-    embed_items(model, split, options.index, text, seed)
+    named = backbone and shown_name(backbone)
+    made_of = origin(data, tokenizer.get_vocab(), options, named, seed)
+    resume_from(training, made_of)
     states = UserStates(split, options.examples.max_history)
+    examples = Examples(split, states, tokenizer, options.examples, seed, training.max_length)
+    model = build_model(split, tokenizer, *shapes, backbone, text, seed)
+    model.config.exclude_seen, model.config.trained_on = split.exclude_seen, made_of
+    embed_items(model, split, options.index, text, seed)
     towers = build_sid_table(
         model,
         states.histories(),
@@ -59,10 +74,11 @@ def main(
         freeze=options.refresh.refresh_steps == 0,
         seed=seed,
     )
+    make_room(training, options.output)
     trainer = TTDSTrainer(
         model,
         training,
-        examples=Examples(split, states, tokenizer, options.examples, seed, training.max_length),
+        examples=examples,
         split=split,
         refresh=options.refresh,
         evaluation=options.evaluation,
@@ -92,7 +108,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence():
         main(*parse_arguments())
-    except PublishError as error:
-        raise SystemExit(str(error)) from None

@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAVELLING = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 TRAVELLING |= {"transformers"} | set(sys.stdlib_module_names)
 # The order in which a run walks the folders: each may import those before it. Options come first: a
-# stage takes its own group of them, and `config` imports nothing of ours.
+# stage takes its own group of them, and `config` imports nothing of ours but how errors are said.
 STAGES = ("modeling_ttds", "data", "evaluation", "index", "tuning", "ranking", "hub")
-ORDER = ("config", *STAGES, "script", "benchmarks")
+ORDER = ("errors", "config", *STAGES, "script", "benchmarks")
 SCRIPTS = {"sft", "evaluate", "recommend", "publish"}
 
 

@@ -48,7 +48,7 @@ def test_run_ends_with_table_examples_and_a_folder(whole):
     for row in (
         "TTDS ",
         "TTDS, language model only",
-        "re-ranker without",
+        "re-ranker only",
         "popularity",
         "Markov chain",
         "item-kNN",

@@ -20,6 +20,8 @@ def load_data(options: DataOptions, seed: int = 0) -> tuple[Data, Toyshop | None
         column_map=options.column_map,
         min_interactions=options.min_interactions,
         tie_break=options.tie_break,
+        timestamp_unit=options.timestamp_unit,
+        merge_repeats=options.merge_repeats,
         seed=seed,
     )
     return data, None

@@ -1,4 +1,4 @@
-"""The data contract: two tables in, catalogue and histories out; the leave-one-out split."""
+"""The data contract: two tables in, catalogue and histories out."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from modeling_ttds.records_ttds import TEXT_FIELDS, as_text
 from modeling_ttds.text_ttds import item_text
+from recipes.data.cleaning import check_columns, each_distinct, ids, ranks, refuse, renamed, where
+from recipes.data.reading import read_table
+from recipes.data.timestamps import seconds
 
-SUFFIXES = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".jsonl": pd.read_json}
-TEXT_FIELDS = ("title", "brand", "categories", "description", "price")
+SPLIT_ORDER = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Data:
         histories: Per user, item rows from oldest to newest.
         timestamps: Per user, the timestamps of the history in seconds, or None.
         reviews: Per user, the review texts of the history, or None.
+        given: Per user, how many of the history are of the given splits train, validation and test,
+            in this order, or None where no splits are given.
     """
 
     catalogue: Catalogue
@@ -68,6 +73,7 @@ class Data:
     histories: list[np.ndarray]
     timestamps: list[np.ndarray] | None = None
     reviews: list[list[str]] | None = None
+    given: list[np.ndarray] | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -83,6 +89,8 @@ class Data:
             digest.update(timestamps.tobytes())
         for reviews in self.reviews or ():
             digest.update("\x1f".join(reviews).encode())
+        for counts in self.given or ():
+            digest.update(counts.tobytes())
         return digest.hexdigest()
 
 
@@ -104,10 +112,16 @@ def write_data(data: Data, folder: str | Path) -> None:
         columns["timestamp"] = np.concatenate(data.timestamps)
     if data.reviews is not None:
         columns["review_text"] = [text for reviews in data.reviews for text in reviews]
-    items = {"item_id": data.catalogue.item_ids, **data.catalogue.fields}
-    for name, table in (("items", items), ("interactions", columns)):
+    tables = {"items": pd.DataFrame({"item_id": data.catalogue.item_ids, **data.catalogue.fields})}
+    interactions = pd.DataFrame(columns)
+    if data.given is None:
+        tables["interactions"] = interactions
+    else:
+        splits = np.concatenate([np.repeat(SPLIT_ORDER, counts) for counts in data.given])
+        tables |= {f"interactions-{name}": part for name, part in interactions.groupby(splits)}
+    for name, table in tables.items():
         scratch = folder / f"{name}.tmp"
-        pd.DataFrame(table).to_parquet(scratch)
+        table.to_parquet(scratch)
         scratch.replace(folder / f"{name}.parquet")
 
 
@@ -117,156 +131,174 @@ def read_data(
     column_map: dict[str, str] | None = None,
     min_interactions: int = 1,
     tie_break: str = "published",
+    timestamp_unit: str | None = None,
+    merge_repeats: bool = False,
     seed: int = 0,
 ) -> Data:
-    """Read a data set of the two tables `interactions` and `items`.
+    """Read a data set of the two tables `interactions` and `items`; print what was decided.
 
     Args:
         name: A folder with both tables as parquet, CSV or JSONL, or a data set name on the Hub that
-            has a configuration per table.
+            has a configuration per table. Interactions may be given in the splits train, validation
+            and test.
         column_map: Column names of the source to ours, e.g. `{"asin": "item_id"}`.
         min_interactions: Drop users and items with fewer interactions, again and again until none
             is left; 5 gives a 5-core.
         tie_break: `"published"` keeps the order of the source; `"shuffled"` shuffles interactions
             of a user that carry the same timestamp.
+        timestamp_unit: What numbers in `timestamp` count, `"s"`, `"ms"`, `"us"` or `"ns"`; by their
+            magnitude if None.
+        merge_repeats: Make one interaction of those of a user in a row with the same item.
         seed: Seed of the shuffle.
 
     Raises:
         FileNotFoundError: A table is missing.
         ValueError: A table breaks the contract; the message names the column, row and value.
     """
-    interactions = _read_table(name, "interactions").rename(columns=column_map or {})
-    items = _read_table(name, "items").rename(columns=column_map or {})
-    _check(interactions, "interactions", ("user_id", "item_id", "position"))
-    _check(items, "items", ("item_id",))
-    duplicated = items.item_id.duplicated()
-    if duplicated.any():
-        row = int(duplicated.argmax())
-        raise ValueError(f"items row {row}: `item_id` {items.item_id[row]!r} is there twice.")
-    known = interactions.item_id.isin(set(items.item_id))
-    if not known.all():
-        row = int((~known).argmax())
-        raise ValueError(
-            f"interactions row {row}: `item_id` {interactions.item_id[row]!r} is not in items; "
-            "add the item or drop the interaction."
-        )
     if tie_break not in ("published", "shuffled"):
         raise ValueError(f"`tie_break` is {tie_break!r}; it must be 'published' or 'shuffled'.")
-    order = ["user_id", "position"]
-    if tie_break == "shuffled":
-        if "timestamp" not in interactions:
-            raise ValueError("`tie_break` 'shuffled' needs the column `timestamp`.")
-        interactions["_draw"] = np.random.default_rng(seed).random(len(interactions))
-        order = ["user_id", "timestamp", "_draw"]
-    interactions = interactions.sort_values(order, kind="stable")
+    interactions, items = read_table(name, "interactions"), read_table(name, "items")
+    renamed({"interactions": interactions, "items": items}, column_map or {})
+    check_columns(interactions, "interactions", ("user_id", "item_id"))
+    check_columns(items, "items", ("item_id",))
+    catalogue = _catalogue(items)
+    rows = _clean_interactions(interactions, catalogue, timestamp_unit)
+    rows = _in_order(rows, interactions, tie_break, seed)
+    if merge_repeats:
+        rows = _merged(rows)
     if min_interactions > 1:
-        interactions = _core(interactions, min_interactions)
-        items = items[items.item_id.isin(set(interactions.item_id))].reset_index(drop=True)
-    return _build(interactions, items)
+        rows = _core(rows, min_interactions)
+        chosen = sorted(rows["item_id"].unique(), key=catalogue.row_of.get)
+        kept = [catalogue.row_of[item] for item in chosen]
+        fields = {name: [texts[k] for k in kept] for name, texts in catalogue.fields.items()}
+        catalogue = Catalogue(chosen, fields)
+    return _build(rows, catalogue)
 
 
-def _read_table(name: str, table: str) -> pd.DataFrame:
-    folder = Path(name)
-    if not folder.is_dir():
-        return _read_hub_table(name, table)
-    for suffix, read in SUFFIXES.items():
-        file = folder / f"{table}{suffix}"
-        if file.exists():
-            options = {
-                ".csv": {"dtype": {"user_id": str, "item_id": str}},
-                ".jsonl": {"lines": True},
-            }
-            if suffix == ".jsonl":
-                options[".jsonl"]["dtype"] = {"user_id": str, "item_id": str}
-            try:
-                return read(file, **options.get(suffix, {}))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is not UTF-8 ({error}); save it as UTF-8.") from None
-            except pd.errors.EmptyDataError:
-                raise ValueError(f"{file} is empty.") from None
-    wanted = ", ".join(f"{table}{suffix}" for suffix in SUFFIXES)
-    raise FileNotFoundError(f"{folder} has no table of {table}; add one of {wanted}.")
+def _catalogue(items: pd.DataFrame) -> Catalogue:
+    item_ids = ids(items, "items", "item_id")
+    seen: set[str] = set()
+    for row, item in enumerate(item_ids):
+        if item in seen:
+            raise ValueError(f"{where(items, row)}: `item_id` {item!r} is there twice.")
+        seen.add(item)
+    empty = [""] * len(items)
+    fields = {
+        name: each_distinct(items, name, as_text) if name in items else empty
+        for name in TEXT_FIELDS
+    }
+    catalogue = Catalogue(item_ids, fields)
+    silent = [item for item, text in zip(item_ids, catalogue.texts(), strict=True) if not text]
+    if silent:
+        print(
+            f"{len(silent):,} of {len(items):,} items have no text, the first is {silent[0]!r}: "
+            "only what users chose beside them tells what they are."
+        )
+    return catalogue
 
 
-def _read_hub_table(name: str, table: str) -> pd.DataFrame:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        parts = load_dataset(name, table)
-    except DatasetNotFoundError as error:
-        raise FileNotFoundError(
-            f"`dataset_name` {name!r} is neither a folder nor a data set on the Hub: {error}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{name} has no configuration {table!r}: {error}") from None
-    return pd.concat([part.to_pandas() for part in parts.values()], ignore_index=True)
-
-
-def _check(frame: pd.DataFrame, table: str, required: tuple[str, ...]) -> None:
-    for column in required:
-        if column not in frame:
+def _clean_interactions(
+    interactions: pd.DataFrame, catalogue: Catalogue, timestamp_unit: str | None
+) -> pd.DataFrame:
+    """Return the interactions with ids as strings, ranks for positions, stamps in seconds."""
+    item_ids = ids(interactions, "interactions", "item_id")
+    for row, item in enumerate(item_ids):
+        if item not in catalogue.row_of:
             raise ValueError(
-                f"{table} has no column `{column}` (it has {', '.join(map(str, frame.columns))}); "
-                "rename one by the column map."
+                f"{where(interactions, row)}: `item_id` {item!r} is not in items; add the item or "
+                "drop the interaction."
             )
-    if frame.empty:
-        raise ValueError(f"{table} is empty.")
-    for column in required:
-        missing = frame[column].isna()
-        if missing.any():
-            raise ValueError(f"{table} row {int(missing.argmax())}: `{column}` is null.")
-        if column != "position":
-            frame[column] = frame[column].astype(str)
+    clean = pd.DataFrame(
+        {"user_id": ids(interactions, "interactions", "user_id"), "item_id": item_ids}, dtype=object
+    )
+    tables = interactions.index.get_level_values(0)
+    clean["split"] = 0 if tables[0] == "interactions" else tables.map(SPLIT_ORDER.index)
+    if "position" in interactions:
+        clean["position"] = ranks(interactions, "position")
+    if "timestamp" in interactions:
+        clean["timestamp"] = seconds(interactions, timestamp_unit)
+    if "review_text" in interactions:
+        clean["review_text"] = each_distinct(interactions, "review_text", as_text)
+    return clean
 
 
-def _core(interactions: pd.DataFrame, least: int) -> pd.DataFrame:
+def _in_order(
+    rows: pd.DataFrame, interactions: pd.DataFrame, tie_break: str, seed: int
+) -> pd.DataFrame:
+    """Sort by user and moment; refuse repeated positions, tell of doubtful orders."""
+    unknown = rows.timestamp.isna() if "timestamp" in rows else pd.Series(True, rows.index)
+    if "position" in rows:
+        repeated = rows.duplicated(["user_id", "split", "position"])
+        if repeated.any():
+            row = int(repeated.to_numpy().argmax())
+            raise ValueError(
+                f"{where(interactions, row)}: `position` {interactions.position.iloc[row]} of user "
+                f"{rows.user_id[row]!r} is there twice; number each user's interactions, or leave "
+                "the column out and give a `timestamp`."
+            )
+        if "timestamp" in rows and unknown.any():
+            print(f"{unknown.sum():,} of {len(rows):,} interactions have no `timestamp`.")
+        order = ["position"]
+    else:
+        if "timestamp" not in rows:
+            check_columns(interactions, "interactions", ("position",))
+        if unknown.any():
+            row = int(unknown.to_numpy().argmax())
+            refuse(interactions, row, "timestamp", "without `position` every interaction needs one")
+        if tie_break == "published":
+            print(
+                "There is no column `position`: interactions are ordered by `timestamp`, those of "
+                "one stamp by their rows."
+            )
+        order = ["timestamp"]
+    if tie_break == "shuffled":
+        if "timestamp" not in rows:
+            raise ValueError("`tie_break` 'shuffled' needs the column `timestamp`.")
+        rows["draw"] = np.random.default_rng(seed).random(len(rows))
+        order = ["timestamp", "draw"]
+    rows = rows.sort_values(["user_id", "split", *order], kind="stable", ignore_index=True)
+    if order == ["position"] and "timestamp" in rows:
+        before = rows.groupby(["user_id", "split"], sort=False).timestamp.shift()
+        backwards = rows.user_id[before > rows.timestamp].unique()
+        if len(backwards):
+            print(
+                f"`position` and `timestamp` contradict each other for {len(backwards):,} users, "
+                f"the first is {backwards[0]!r}: the order of `position` is taken."
+            )
+    return rows
+
+
+def _merged(rows: pd.DataFrame) -> pd.DataFrame:
+    columns = ["user_id", "split", "item_id"]
+    again = (rows[columns] == rows[columns].shift()).all(axis=1)
+    print(f"`merge_repeats` merged {again.sum():,} of {len(rows):,} interactions.")
+    return rows[~again]
+
+
+def _core(rows: pd.DataFrame, least: int) -> pd.DataFrame:
     size = -1
-    while size != len(interactions):
-        size = len(interactions)
+    while size != len(rows):
+        size = len(rows)
         for column in ("user_id", "item_id"):
-            counts = interactions[column].map(interactions[column].value_counts())
-            interactions = interactions[counts >= least]
-    if interactions.empty:
+            rows = rows[rows[column].map(rows[column].value_counts()) >= least]
+    if rows.empty:
         raise ValueError(f"`min_interactions` {least} leaves no interaction; lower it.")
-    return interactions
+    return rows
 
 
-def _build(interactions: pd.DataFrame, items: pd.DataFrame) -> Data:
-    fields = {}
-    for name in TEXT_FIELDS:
-        values = items[name] if name in items else pd.Series([""] * len(items))
-        fields[name] = [_as_text(value) for value in values]
-    catalogue = Catalogue(items.item_id.tolist(), fields)
-    rows = interactions.item_id.map(catalogue.row_of).to_numpy(dtype=np.int64)
-    users, starts = np.unique(interactions.user_id.to_numpy(dtype=str), return_index=True)
+def _build(rows: pd.DataFrame, catalogue: Catalogue) -> Data:
+    items = rows.item_id.map(catalogue.row_of).to_numpy(dtype=np.int64)
+    codes, users = pd.factorize(rows.user_id)  # sorted, as the rows are
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
 
     def per_user(values: np.ndarray) -> list[np.ndarray]:
         return np.split(values, starts[1:])
 
-    timestamps = reviews = None
-    if "timestamp" in interactions:
-        timestamps = per_user(_seconds(interactions.timestamp))
-    if "review_text" in interactions:
-        texts = interactions.review_text.fillna("").astype(str).to_numpy(dtype=object)
-        reviews = [list(part) for part in per_user(texts)]
-    return Data(catalogue, users.tolist(), per_user(rows), timestamps, reviews)
-
-
-def _seconds(timestamps: pd.Series) -> np.ndarray:
-    """Return numbers as they are and dates as seconds since 1970, NaN where there is none."""
-    if pd.api.types.is_numeric_dtype(timestamps):
-        return timestamps.to_numpy()
-    try:
-        dates = pd.to_datetime(timestamps, utc=True)
-    except ValueError as error:
-        raise ValueError(
-            f"`timestamp` holds neither seconds nor dates ({error}); give one of them."
-        ) from error
-    return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy()
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, list | tuple | np.ndarray):
-        return ", ".join(_as_text(part) for part in value)
-    return "" if value is None or value != value else str(value)
+    timestamps = reviews = given = None
+    if "timestamp" in rows:
+        timestamps = per_user(rows.timestamp.to_numpy())
+    if "review_text" in rows:
+        reviews = [list(part) for part in per_user(rows.review_text.to_numpy(dtype=object))]
+    if rows.split.any():
+        given = [np.bincount(part, minlength=3) for part in per_user(rows.split.to_numpy())]
+    return Data(catalogue, list(users), per_user(items), timestamps, reviews, given)

@@ -56,8 +56,17 @@ def recommend_to(
         row: A row of `MODES`.
     """
     histories = [split.history(user, which) for user in split.users(which)[:num_users]]
-    top_k = min(20, split.num_items)
-    lists = model.recommend_rows(histories, top_k, num_beams=max(num_beams, top_k), **MODES[row])
+    top_k, allowed = min(20, split.num_items), None
+    if len(model.item_sids) > split.num_items:  # items that came later are no part of the data
+        allowed = torch.arange(len(model.item_sids), device=model.device) < split.num_items
+    lists = model.recommend_rows(
+        histories,
+        top_k,
+        exclude_seen=split.exclude_seen,
+        allowed=allowed,
+        num_beams=max(num_beams, top_k),
+        **MODES[row],
+    )
     return [[row for row, _ in pairs] for pairs in lists]
 
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 GENERATED_DATA = "toyshop"
 NEEDS = '"transformers>=5.17,<6" torch safetensors'
 COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10")
+STALE = (
+    "**Measured before the model was changed.** Items were added or removed, or weights changed, "
+    "after the figures of this card were measured; `recipes/evaluate.py` measures them anew."
+)
 CITATION = """\
 @misc{yin2024unleash,
   title  = {Unleash LLMs Potential for Recommendation by Coordinating Twin-Tower Dynamic Semantic
@@ -26,13 +30,17 @@ CITATION = """\
 }"""
 
 
-def card(model_id: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
+def card(
+    model_id: str, config: dict[str, Any], metrics: dict[str, Any], stale: bool = False
+) -> str:
     """Return the text of a model card with its metadata.
 
     Args:
         model_id: What the card tells a reader to load: a Hub id or a folder.
         config: The model's `config.json`.
         metrics: What `recipes/sft.py` or `recipes/evaluate.py` wrote to `metrics.json`.
+        stale: Whether the model was changed after it was measured; the card says so, and its
+            metadata claim no result.
 
     Raises:
         ValueError: `metrics` holds no measured rows.
@@ -44,7 +52,7 @@ def card(model_id: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
             "metrics.json has no rows under `test`; measure the model by recipes/evaluate.py."
         )
     sections = [
-        f"---\n{_metadata(model_id, metrics, which).to_yaml()}\n---",
+        f"---\n{_metadata(model_id, metrics, which, stale).to_yaml()}\n---",
         f"# {model_id.rstrip('/').split('/')[-1]}",
         _what_it_is(config, metrics),
         "## Use",
@@ -52,13 +60,14 @@ def card(model_id: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
         "## Data",
         _data(metrics),
         "## Results",
+        *([STALE] if stale else []),
         _results(rows, which),
         "## Semantic IDs",
         _codes(config, metrics, rows),
         "## Cold start",
         _cold_start(_main_row(rows)),
         "## Limits and biases",
-        _limits(metrics, _main_row(rows)),
+        _limits(config, metrics, _main_row(rows)),
         "## Training",
         _training(metrics),
         "## Citation",
@@ -119,7 +128,7 @@ def _main_row(rows: dict[str, dict]) -> dict[str, float]:
     return rows[TTDS if TTDS in rows else LM_ONLY]
 
 
-def _metadata(model_id: str, metrics: dict[str, Any], which: str) -> ModelCardData:
+def _metadata(model_id: str, metrics: dict[str, Any], which: str, stale: bool) -> ModelCardData:
     name, backbone = _dataset(metrics), metrics.get("backbone")
     row = _main_row(metrics[which])
     results = [
@@ -145,7 +154,7 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str) -> ModelCardDa
         base_model=backbone if backbone and "/" in backbone else None,
         datasets=[name] if metrics.get("data", {}).get("on_hub") else None,
         tags=["recommendation", "sequential-recommendation", "generative-recommendation", "ttds"],
-        eval_results=results,
+        eval_results=None if stale else results,
     )
 
 
@@ -277,7 +286,7 @@ def _cold_start(row: dict[str, float]) -> str:
     return text
 
 
-def _limits(metrics: dict[str, Any], row: dict[str, float]) -> str:
+def _limits(config: dict[str, Any], metrics: dict[str, Any], row: dict[str, float]) -> str:
     lines = [
         "- It learns what was chosen, not what was liked, and repeats the habits of the people in "
         "its data. Nothing about persons but their choices was seen, so nothing is corrected for.",
@@ -290,7 +299,8 @@ def _limits(metrics: dict[str, Any], row: dict[str, float]) -> str:
             f"of the items seen most, {row['tail_HR@10']:.4f} where it is not."
         )
     privacy = "- The folder holds no user ids and no histories."
-    if least := metrics.get("options", {}).get("min_pair_users"):
+    least = config.get("min_pair_users") or metrics.get("options", {}).get("min_pair_users")
+    if least:
         behind = "even a single user" if least == 1 else f"at least {least} users"
         privacy += f" Its co-occurrence memory keeps pairs of items that {behind} had in common."
     return "\n".join([*lines, privacy])

@@ -9,8 +9,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import SpaceCardData
+from safetensors import safe_open
 
 from recipes.hub.card import card, is_generated
+from recipes.index.embeddings import hashed
 
 ROOT = Path(__file__).resolve().parents[2]
 # All that may leave: checkpoints, optimizer states, pickles and whatever else lies there stay.
@@ -46,7 +48,8 @@ def model_files(
     """Return what of a model folder may be published; sources are files or ready content.
 
     User ids, histories and training rows stay. Local paths in config.json and metrics.json are
-    cut to their last part; the card is written anew.
+    cut to their last part; the card is written anew, and says so where metrics.json is of an
+    earlier state of the model.
 
     Args:
         folder: What `recipes/sft.py` wrote.
@@ -73,18 +76,38 @@ def model_files(
     }
     _check_whole(folder, files, config, include_user_lists)
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    # Metrics that `recipes/evaluate.py` alone wrote tell nothing of the co-occurrence memory.
-    least = metrics.get("options", {}).get("min_pair_users", 1)
+    least = config.get("min_pair_users") or metrics.get("options", {}).get("min_pair_users", 1)
     if config["has_reranker"] and not (allow_rare_pairs or is_generated(metrics)):
         check_cooccurrence(least)
     metrics = public_json(folder / "metrics.json")
     files["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
     files["metrics.json"] = json.dumps(metrics, indent=2).encode() + b"\n"
+    measured = metrics.get("model_sha256")
+    stale = measured is not None and measured != model_sha256(folder)
     try:
-        files[CARD] = card(model_id, config, metrics).encode()
+        files[CARD] = card(model_id, config, metrics, stale).encode()
     except ValueError as error:
         raise PublishError(f"{folder}: {error}") from None
     return files
+
+
+def model_sha256(folder: str | Path) -> str:
+    """Return the hash of a saved model, by which metrics know what they were measured on.
+
+    Weights and items count, how they are spread over files does not.
+
+    Args:
+        folder: The model's folder.
+    """
+    where = {}
+    for file in sorted(Path(folder).glob("model*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            where |= dict.fromkeys(stored.keys(), file)
+    parts = [(Path(folder) / "catalogue.jsonl").read_bytes()]
+    for name in sorted(where):
+        with safe_open(where[name], "pt") as stored:
+            parts += [name, hashed(stored.get_tensor(name))]
+    return hashed(*parts)
 
 
 def check_cooccurrence(min_pair_users: int) -> None:

@@ -1,6 +1,8 @@
 """The folder of a training run: make room for it, write what the run made."""
 
 import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +14,91 @@ from recipes.data.split import Split
 from recipes.data.tables import Data
 from recipes.evaluation import report
 from recipes.hub import card
-from recipes.hub.files import write_card
+from recipes.hub.files import CARD, MODEL_FILES, model_sha256, write_card
+
+# Beside it lies what a run of ours wrote, under these names; whatever else lies there stays.
+MARKER = "ttds_run.json"
+WRITTEN = (
+    *MODEL_FILES, CARD, MARKER, "run.jsonl", "run-*.jsonl", "training_args.bin",
+    "checkpoint-[0-9]*", "rerankers", "base", "adapter", "runs",
+)  # fmt: skip
 
 
-def clear_output(training: SFTConfig, output: OutputOptions) -> None:
-    """Refuse to overwrite an earlier run unless told to, or to resume it.
+def check_output(
+    training: SFTConfig, output: OutputOptions, inputs: Mapping[str, str | None]
+) -> None:
+    """Refuse to overwrite an earlier run unless told to, or to resume it; nothing is deleted yet.
 
     Args:
         training: Says where, and whether to resume.
         output: Says whether to overwrite.
+        inputs: Folders and files that the run reads, by option.
 
     Raises:
-        SystemExit: The folder is not empty, and nothing says what to do with it.
+        ValueError: The folder is not empty, and nothing says what to do with it, or it may not be
+            deleted.
     """
     folder = Path(training.output_dir)
-    if output.overwrite_output_dir:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.exists() and any(folder.iterdir()) and not training.resume_from_checkpoint:
-        raise SystemExit(
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`output_dir` {folder} is a file; name a folder.")
+    if output.overwrite_output_dir and training.resume_from_checkpoint:
+        raise ValueError(
+            "`overwrite_output_dir` and `resume_from_checkpoint` are both given; the one deletes "
+            "what the other goes on from."
+        )
+    if not folder.exists() or not any(folder.iterdir()) or training.resume_from_checkpoint:
+        return
+    if not output.overwrite_output_dir:
+        raise ValueError(
             f"`output_dir` {folder} is not empty. Pass --overwrite_output_dir true to replace it, "
             "--resume_from_checkpoint true to go on, or another --output_dir."
         )
+    reason = _kept_for(folder.resolve(), inputs)
+    if reason is not None:
+        raise ValueError(
+            f"`output_dir` {folder} is not overwritten: {reason}. Name another, or delete what is "
+            "yours to delete."
+        )
+
+
+def _kept_for(folder: Path, inputs: Mapping[str, str | None]) -> str | None:
+    """Return why a folder may not be overwritten, None where it may."""
+    for name, place in (("home", Path.home()), ("the working directory", Path.cwd())):
+        if place.resolve().is_relative_to(folder):
+            return f"it is or holds {name}"
+    if (folder / ".git").exists():
+        return "it is a git repository"
+    for option, place in inputs.items():
+        there = place is not None and Path(place).exists()
+        if there and Path(place).resolve().is_relative_to(folder):
+            return f"it is or holds `{option}` {place}"
+    if not (folder / MARKER).is_file():
+        return f"it has no {MARKER}, so no run of TTDS wrote it"
+    return None
+
+
+def make_room(training: SFTConfig, output: OutputOptions) -> None:
+    """Delete what an earlier run wrote, if told to, and mark the folder as ours.
+
+    Args:
+        training: Says where, and which process this is.
+        output: Says whether to overwrite.
+    """
+    folder = Path(training.output_dir)
+    with training.main_process_first(local=False, desc="make room for the run"):
+        if training.process_index != 0:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if output.overwrite_output_dir and (folder / MARKER).is_file():
+            # The marker goes last: what is left of a deletion that was stopped is still ours.
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == MARKER):
+                if not any(fnmatch(file.name, pattern) for pattern in WRITTEN):
+                    print(f"{file} was not written by a run and stays.")
+                elif file.is_dir() and not file.is_symlink():
+                    shutil.rmtree(file)
+                else:
+                    file.unlink()
+        report.write_json(folder / MARKER, {"written_by": "recipes/sft.py"})
 
 
 def run_facts(
@@ -76,9 +142,9 @@ def save_run(
         metrics: Facts and rows of the run.
     """
     model.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
     for row, found in lists.items():
         report.write_run(folder / report.run_file(row, lists), split, "test", found)
+    metrics = metrics | {"model_sha256": model_sha256(folder)}
     report.write_json(folder / "metrics.json", metrics)
     shutil.rmtree(folder / "rerankers", ignore_errors=True)
     write_card(folder, hub_model_id or str(folder))

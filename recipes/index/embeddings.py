@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig
 
-from modeling_ttds import text_ttds
+from modeling_ttds import text_ttds, tokenization_ttds
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
 from recipes.config import IndexOptions
@@ -34,7 +34,10 @@ SHRINKAGE = 10
 ENCODER_FILES = {".safetensors", ".bin", ".json", ".txt", ".model"}  # weights, settings, vocabulary
 # A change of the code or of a library makes the cached tensors anew.
 VERSIONS = [m.__version__ for m in (np, scipy, sklearn, torch, transformers)]
-SOURCES = [Path(file).read_text("utf-8") for file in (__file__, text_ttds.__file__)]
+SOURCES = [
+    Path(file).read_text("utf-8")
+    for file in (__file__, text_ttds.__file__, tokenization_ttds.__file__)
+]
 
 
 def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tensor]) -> Tensor:
@@ -193,7 +196,7 @@ def fit_token_table(
         seed: Seed of the SVD.
     """
     num_tokens = tokenizer.sid_token_start
-    ids = [tokenizer.encode_text(text) for text in texts]
+    ids = [tokenizer.encode_words(text) for text in texts]
     rows = np.repeat(np.arange(len(ids)), [len(i) for i in ids])
     columns = np.concatenate([np.asarray(i, dtype=np.int64) for i in ids])
     counts = sp.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(ids), num_tokens))

@@ -10,7 +10,8 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     """Train a byte-level BPE; every string can be encoded and decodes to itself.
 
     Args:
-        texts: What to train on: the catalogue's texts and the wording of the prompts.
+        texts: What to train on, as it will be encoded: normalised texts with the space before
+            them, texts that are answered as they are written, the wording of the prompts.
         vocab_size: Upper limit of the number of tokens.
     """
     tokenizer = Tokenizer(models.BPE())

@@ -31,8 +31,8 @@ def build_cooccurrence(
     everything = histories
     histories = [history[-LONGEST:] for history in histories]
     transition = transition_matrix(histories, num_items)
-    pairs = [(h[:-1], h[1:]) for h in histories if len(h) > 1]
-    before, after = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    before = np.concatenate([history[:-1] for history in histories])
+    after = np.concatenate([history[1:] for history in histories])
     follow = sp.coo_matrix((np.ones(len(before)), (before, after)), shape=transition.shape).tocsr()
     follow = sp.diags(1 / np.sqrt(np.maximum(np.asarray(follow.sum(1)).ravel(), 1))) @ follow
     users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
@@ -55,7 +55,8 @@ def build_cooccurrence(
     cooccurrence.starts.copy_(torch.from_numpy(kept.indptr))
     cooccurrence.others.copy_(torch.from_numpy(kept.indices))
     rows = np.repeat(np.arange(num_items), np.diff(kept.indptr))
-    for column, matrix in enumerate((transition, follow, cosine)):
+    matrices = (transition, follow, cosine) if kept.nnz else ()
+    for column, matrix in enumerate(matrices):
         values = np.asarray(sp.csr_matrix(matrix)[rows, kept.indices]).ravel()
         cooccurrence.values[:, column] = torch.from_numpy(values)
     columns = (popularity, _late(histories, num_items), *_times(everything, num_items, timestamps))

@@ -52,7 +52,8 @@ def node_choices(
     for rows in tqdm(torch.arange(len(users)).split(batch_size), desc="priors", unit="batch"):
         shown = [split.history(users[row], which).tolist() for row in rows]
         prefix = TTDSPrefix(model, *model.history_prompts(shown, shown))
-        priors = model.priors(shown, pad_rows(shown, None, model.device))
+        seen = shown if split.exclude_seen else [[]] * len(shown)
+        priors = model.priors(shown, pad_rows(seen, None, model.device))
         states, target = prefix.state, targets[rows][:, None]  # (batch, 1, hidden), (batch, 1)
         for level in range(trie.num_levels):
             nodes = trie.node_of(target, level)

@@ -32,6 +32,7 @@ from recipes.index.embeddings import cached, hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.priors import cross_fit_priors, node_choices
 
+NUM_FOLDS = 4
 AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
 OF_NEW = dict.fromkeys(  # what features say of an item that nobody has chosen
     ("counts", "links", "log_popularity", "log_late", "log_recent", "era", "collaborative",
@@ -81,7 +82,8 @@ def reranker_data(
         model.prior_head = heads[int(folds[places[0]])].to(model.device)
         shown = [split.history(user, which).tolist() for user in users[places]]
         prompts = model.history_prompts(shown, shown)
-        excluded = pad_rows(shown, None, model.device)
+        seen = shown if split.exclude_seen else [[]] * len(shown)
+        excluded = pad_rows(seen, None, model.device)
         candidates = TTDSCandidates(model.trie, None, excluded)
         for row in generated:
             priors = model.priors(shown, excluded) if row == GENERATED else None
@@ -139,6 +141,11 @@ def fit_reranker(
     found = target >= 0
     items, features, target = items[found], features[found], target[found]
     reranker = TTDSReranker(len(FEATURES))
+    if not len(features):
+        print(f"{name}: no target is among the candidates, so they stay in their order.")
+        for parameter in reranker.parameters():
+            parameter.detach().zero_()
+        return reranker.eval()
 
     def fit() -> Tensor:
         flat = features[items >= 0]
@@ -201,7 +208,7 @@ def cross_fit(
     features: Tensor,
     target: Tensor,
     *,
-    num_folds: int = 4,
+    num_folds: int = NUM_FOLDS,
     seed: int = 0,
     name: str = "reranker",
     **fit,
@@ -289,9 +296,16 @@ def rank_users(
     Returns:
         As of `join`.
     """
-    if options.memory:
+    users, least = len(split.users("validation")), 2 * NUM_FOLDS
+    if options.memory and users >= least:
+        model.config.min_pair_users = options.min_pair_users
         rows, lists = join(model, split, options, num_beams=num_beams, seed=seed, folder=folder)
     else:
+        if options.memory:
+            print(
+                f"{users} users have a validation target, priors and re-ranker need {least}: none "
+                "is fitted."
+            )
         rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:
             rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(

@@ -12,6 +12,7 @@ from transformers import (
 
 from modeling_ttds.configuration_ttds import TTDSConfig
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.text_ttds import normalised
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
 from recipes.config import ExampleOptions, IndexOptions, LanguageModelOptions
 from recipes.data.split import Split
@@ -37,11 +38,11 @@ def build_tokenizer(
         backbone: Hub id or folder, or None for a decoder that starts from nothing.
     """
     if backbone is None:
-        wordings = [next_item_wording(examples)]
-        if examples.tasks:
-            wordings += [w for several in ALL_WORDINGS for w in several]
-        texts = [*split.data.catalogue.texts(), *wordings]
-        base = train_vocabulary(texts, language_model.vocab_size)
+        texts = split.data.catalogue.texts()
+        learnt = [f" {normalised(text)}" for text in texts] + [next_item_wording(examples)]
+        if examples.tasks:  # some of them answer in the catalogue's own writing
+            learnt += texts + [wording for several in ALL_WORDINGS for wording in several]
+        base = train_vocabulary(learnt, language_model.vocab_size)
     else:
         base = AutoTokenizer.from_pretrained(backbone)
     return TTDSTokenizer.from_base(base, index.num_levels, index.num_codes)

@@ -228,7 +228,7 @@ class Examples:
         encode, longest = self.tokenizer.encode_prompt, self.options.max_text_tokens
         slots = {"items": [wording.targets], "users": [wording.targets]}
         response = encode(
-            wording.response, wording.texts, **slots, longest_text=longest, begin=False
+            wording.response, wording.texts, **slots, longest_text=longest, answer=True
         )
         if wording.response not in ("<item>", "<user>", ""):
             response = [*response, self.tokenizer.eos_token_id]
@@ -290,7 +290,7 @@ class EntityTexts:
             text = examples.past.profile(*examples.states.whose(row))
         else:
             text = examples.split.data.catalogue.text(row)
-        return tuple(examples.tokenizer.encode_text(text)[: examples.options.max_text_tokens])
+        return tuple(examples.tokenizer.encode_words(text)[: examples.options.max_text_tokens])
 
     def __call__(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Return `entity_ids` and `entity_text_ids` of entities that the batch names.

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -12,6 +13,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.config import EvaluationOptions, RefreshOptions
+from recipes.data.origin import difference
 from recipes.data.split import Split
 from recipes.evaluation.metrics import rank_metrics
 from recipes.evaluation.report import recommend_to
@@ -24,6 +26,7 @@ from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, collate
 SID_FILE = "sids.safetensors"
 TABLES = ("item_sids", "item_text", "user_sids")
 SEAL_FILE = "complete.json"
+ORIGIN_FILE = "trained_on.json"
 
 
 def freeze_step(freeze_at: float, num_steps: int) -> int:
@@ -79,6 +82,8 @@ class SealCheckpoint(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         tensors = {name: getattr(self.trainer.ttds, name).cpu() for name in TABLES}
         save_file(tensors, folder / SID_FILE)
+        origin = json.dumps(self.trainer.ttds.config.trained_on, indent=2)
+        (folder / ORIGIN_FILE).write_text(origin, "utf-8")
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
         scratch = folder / f"{SEAL_FILE}.tmp"
         scratch.write_text(json.dumps(sizes), "utf-8")
@@ -101,6 +106,40 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
             pass
         print(f"{folder} was cut short and is passed over.")
     return None
+
+
+def resume_from(training: SFTConfig, origin: dict[str, Any]) -> None:
+    """Name the checkpoint that a run goes on from, if it is to; refuse one of other data.
+
+    Args:
+        training: Its `resume_from_checkpoint` becomes the newest whole checkpoint where it says
+            true, and None where there is none.
+        origin: What this run is made of, as of `recipes.data.origin`.
+
+    Raises:
+        ValueError: There is no such checkpoint, or it belongs to other data or options; the message
+            names what differs.
+    """
+    resume = training.resume_from_checkpoint
+    if resume in ("true", "True"):
+        resume = training.resume_from_checkpoint = last_whole_checkpoint(training.output_dir)
+    if resume in (None, False, "false", "False"):
+        training.resume_from_checkpoint = None
+        return
+    if not Path(resume).is_dir():
+        raise ValueError(f"`resume_from_checkpoint` {resume} is no folder; name a checkpoint.")
+    file = Path(resume) / ORIGIN_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"`resume_from_checkpoint` {resume} has no {ORIGIN_FILE}, so nothing tells which data "
+            "it belongs to; name another checkpoint, or start anew."
+        )
+    differs = difference(origin, json.loads(file.read_text("utf-8")))
+    if differs:
+        raise ValueError(
+            f"{resume} belongs to other data or options: this run has {differs}. Resume with what "
+            "it was started with, or start anew."
+        )
 
 
 class TTDSTrainer(SFTTrainer):
@@ -237,10 +276,7 @@ class TTDSTrainer(SFTTrainer):
 
     def tune(self) -> dict[str, object]:
         """Tune from the start or from where a run stopped; return `report`."""
-        resume = self.args.resume_from_checkpoint
-        if resume in ("true", "True"):
-            resume = last_whole_checkpoint(self.args.output_dir)
-        self.train(resume_from_checkpoint=resume)
+        self.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
         return self.report()
 
     def tuned(self) -> TTDSForCausalLM:

@@ -152,9 +152,9 @@ def test_hub_data_set_by_name(tmp_path):
         for name in ("interactions", "items")
     ]
     (repo / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
-    from recipes.data.tables import _read_hub_table
+    from recipes.data.reading import read_table
 
-    table = _read_hub_table(str(repo), "interactions")
+    table = read_table(str(repo), "interactions")
     assert len(table) == len(INTERACTIONS)
 
 

@@ -27,9 +27,9 @@ def test_token_table_is_tf_idf_with_a_truncated_svd(split, tokenizer):
     texts = split.data.catalogue.texts()
     table = TTDSTokenTable(tokenizer.sid_token_start, 24)
     table.table.copy_(embeddings.fit_token_table(texts, tokenizer, 24, seed=0))
-    ours = table.encode([tokenizer.encode_text(text) for text in texts])
+    ours = table.encode([tokenizer.encode_words(text) for text in texts])
     vectoriser = TfidfVectorizer(
-        tokenizer=tokenizer.encode_text, lowercase=False, sublinear_tf=True, token_pattern=None
+        tokenizer=tokenizer.encode_words, lowercase=False, sublinear_tf=True, token_pattern=None
     )
     matrix = vectoriser.fit_transform(texts).toarray()
     _, _, components = np.linalg.svd(matrix, full_matrices=False)
@@ -170,7 +170,7 @@ def test_backbone_is_an_encoder_too(split, tmp_path):
     model = build.build_model(split, tokenizer, *shapes, None, None, seed=0)
     found = model.embed_texts(["a kettle", ""])
     assert found.shape == (2, options.language_model.hidden_size) and not found[1].any()
-    ids = torch.tensor([tokenizer.encode_text("a kettle")])
+    ids = torch.tensor([tokenizer.encode_words("a kettle")])
     alone = model.eval().model(inputs_embeds=model.embed(ids)).last_hidden_state.mean(1)[0]
     torch.testing.assert_close(found[0], (alone / alone.norm()).detach())
 

@@ -13,7 +13,7 @@ CHUNK = 1024
 def rank(
     split: Split, which: str, top_k: int, scores: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Turn scores into lists without the history's items.
+    """Turn scores into lists, without the history's items where the split leaves them out.
 
     Args:
         split: The split.
@@ -24,8 +24,9 @@ def rank(
     lists = []
     for users in _chunks(split.users(which)):
         values = scores(users)
-        for i, user in enumerate(users):
-            values[i, split.history(user, which)] = -np.inf
+        if split.exclude_seen:
+            for i, user in enumerate(users):
+                values[i, split.history(user, which)] = -np.inf
         lists += [_best(row, top_k) for row in values]
     return np.stack(lists)
 

@@ -1,0 +1,66 @@
+"""Arguments of public methods: what is no list, no id or no count is refused by name."""
+
+import operator
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def as_list(values: Any, name: str, of: str = "item ids") -> list:
+    """Return an argument as a list; a string is no list of its letters.
+
+    Args:
+        values: What was passed.
+        name: Name of the argument, for the message.
+        of: What it should hold, for the message.
+
+    Raises:
+        ValueError: It is a string, a mapping or nothing that could be gone through.
+    """
+    if isinstance(values, str | bytes):
+        raise ValueError(f"`{name}` is the string {reprlib.repr(values)}; give a list of {of}.")
+    if isinstance(values, Mapping) or not isinstance(values, Iterable):
+        raise ValueError(f"`{name}` is {reprlib.repr(values)}; give a list of {of}.")
+    return list(values)
+
+
+def as_item_ids(values: Any, name: str) -> list[str]:
+    """Return an argument as a list of item ids.
+
+    Args:
+        values: What was passed.
+        name: Name of the argument, for the message.
+
+    Raises:
+        ValueError: It is no list, or holds something else than strings.
+    """
+    item_ids = as_list(values, name)
+    for item in item_ids:
+        if not isinstance(item, str):
+            raise ValueError(
+                f"`{name}` holds {reprlib.repr(item)} of type {type(item).__name__}; item ids are "
+                f"strings, such as {str(item)[:20]!r}."
+            )
+    return item_ids
+
+
+def as_count(value: Any, name: str, least: int = 1) -> int:
+    """Return an argument as an integer.
+
+    Args:
+        value: What was passed.
+        name: Name of the argument, for the message.
+        least: The smallest it may be.
+
+    Raises:
+        ValueError: It is no integer, or smaller.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise ValueError(
+            f"`{name}` is {reprlib.repr(value)}; it must be an integer of at least {least}."
+        ) from None
+    if count < least:
+        raise ValueError(f"`{name}` is {count}; it must be at least {least}.")
+    return count

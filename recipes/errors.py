@@ -1,0 +1,116 @@
+"""How a script ends that was asked for what cannot be: in one sentence, with exit status 2."""
+
+import argparse
+import difflib
+import linecache
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = tuple(str(ROOT / folder) + os.sep for folder in ("recipes", "modeling_ttds"))
+# Waits for the launcher to end, which prints a traceback of its own, then says why the run ended.
+SPEAK_LAST = """
+import pathlib, sys, time
+launcher, text = pathlib.Path("/proc", sys.argv[1], "stat"), sys.argv[2]
+for _ in range(200):
+    try:
+        if launcher.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+    except OSError:
+        break
+    time.sleep(0.05)
+print(text, file=sys.stderr)
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are raised in one sentence, and that knows the nearest option.
+
+    Raises:
+        ValueError: An option or its value is wrong; the message says which.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        raise ValueError(message[:1].upper() + message[1:].rstrip(".") + ".")
+
+    def parse_args(self, args=None, namespace=None):  # noqa: D102
+        found, unknown = self.parse_known_args(args, namespace)
+        refuse_unknown(self, unknown)
+        return found
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, unknown: Iterable[str]) -> None:
+    """Refuse what a parser did not know.
+
+    Args:
+        parser: Knows the options.
+        unknown: What it left over.
+
+    Raises:
+        ValueError: There is something; the message names the nearest option.
+    """
+    for word in unknown:
+        option = word.split("=")[0]
+        known = [name for action in parser._actions for name in action.option_strings]
+        nearest = difflib.get_close_matches(option, known, 1)
+        if not option.startswith("--"):
+            raise ValueError(f"{word!r} belongs to no option; write --NAME VALUE.")
+        raise ValueError(
+            f"`{option}` is no option"
+            + (f"; did you mean `{nearest[0]}`?" if nearest else "; --help lists them.")
+        )
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the process with what was wrong in one sentence, as the last word, and exit status 2.
+
+    That holds for what our own code refuses; anything else is a fault and keeps its traceback.
+    """
+    try:
+        yield
+        return
+    except SystemExit as error:
+        if not isinstance(error.code, str):
+            raise
+        text = error.code
+    except (ValueError, OSError, RuntimeError) as error:
+        said = error
+        while said is not None and not _refused_by_us(said.__traceback__):
+            said = said.__cause__
+        if said is None:
+            raise
+        text = str(said)
+    _say_last(" ".join(text.split()))
+    raise SystemExit(2)
+
+
+def _refused_by_us(traceback: TracebackType | None) -> bool:
+    """Return whether an exception was raised by a `raise` of ours, not from within a library."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return False
+    file = traceback.tb_frame.f_code.co_filename
+    line = linecache.getline(file, traceback.tb_lineno).strip()
+    return str(Path(file).resolve()).startswith(OURS) and line.startswith("raise ")
+
+
+def _say_last(text: str) -> None:
+    """Print to stderr; under `accelerate launch`, after the launcher has printed its traceback."""
+    sys.stdout.flush()
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and Path("/proc/self/stat").exists():
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            command = [sys.executable, "-c", SPEAK_LAST, str(os.getppid()), text]
+            subprocess.Popen(command, start_new_session=True)
+    else:
+        print(text, file=sys.stderr)

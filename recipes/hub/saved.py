@@ -1,0 +1,154 @@
+"""A saved model and its data: loading it, reading data as it was trained on, comparing."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.hf_argparser import string_to_bool
+
+from modeling_ttds import TTDSConfig, TTDSForCausalLM
+from recipes.config import DataOptions
+from recipes.data.load import load_data
+from recipes.data.origin import data_identity, difference, vocabulary_sha256
+from recipes.data.tables import Data
+from recipes.data.toyshop import Toyshop
+
+HOW = ("column_map", "min_interactions", "tie_break", "timestamp_unit", "merge_repeats")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which data are read, and how if not as for training.
+
+    Args:
+        parser: Gets the options.
+    """
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--dataset_name", help="folder or Hub id; the generated data by default")
+    group = parser.add_argument_group("how the data are read; by default as they were for training")
+    group.add_argument("--column_map", help="column names of the data set to ours, as JSON")
+    group.add_argument("--min_interactions", type=int, help="least of a user and an item")
+    group.add_argument("--tie_break", choices=("published", "shuffled"))
+    group.add_argument("--timestamp_unit", choices=("s", "ms", "us", "ns"))
+    group.add_argument("--merge_repeats", type=string_to_bool, metavar="BOOL")
+    group.add_argument(
+        "--exclude_seen",
+        type=string_to_bool,
+        metavar="BOOL",
+        help="whether lists leave out what a user chose before",
+    )
+
+
+def load_model(name: str) -> TTDSForCausalLM:
+    """Load a model and check that it is whole.
+
+    Args:
+        name: What `--model` names: a folder, or a model on the Hub.
+
+    Raises:
+        ValueError: It is none of ours, or its tokenizer is not the one it was trained with.
+        FileNotFoundError: There is none.
+    """
+    if not Path(name).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        kind = "a file" if Path(name).is_file() else "no folder"
+        raise FileNotFoundError(f"`--model` {name} is {kind}; name the folder of a model.")
+    if Path(name).is_dir() and not Path(name, "config.json").is_file():
+        raise FileNotFoundError(
+            f"`--model` {name} has no config.json; name a folder that recipes/sft.py wrote."
+        )
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"`--model` {name} is no folder of a model, nor a model on the Hub ({reason})."
+        ) from None
+    if not isinstance(config, TTDSConfig):
+        raise ValueError(f"`--model` {name} holds a {config.model_type!r} model, not `ttds`.")
+    model = TTDSForCausalLM.from_pretrained(name).eval()
+    trained = config.trained_on or {}
+    vocabulary = vocabulary_sha256(model.tokenizer.get_vocab())
+    if trained.get("vocabulary_sha256", vocabulary) != vocabulary:
+        raise ValueError(
+            f"`--model` {name} has another tokenizer than it was trained with; save model and "
+            "tokenizer together."
+        )
+    return model
+
+
+def read_as_trained(
+    arguments: argparse.Namespace, config: TTDSConfig
+) -> tuple[Data, Toyshop | None, bool]:
+    """Read data as the model's were read for training, but for what the command line says.
+
+    Args:
+        arguments: As of `add_data_arguments`.
+        config: The model's configuration.
+
+    Returns:
+        The data, the shop behind them if they are generated, and whether they were read otherwise.
+    """
+    trained = (config.trained_on or {}).get("options", {})
+    said = {name: getattr(arguments, name) for name in HOW if getattr(arguments, name) is not None}
+    remembered = {name: trained[name] for name in HOW if name in trained}
+    options = DataOptions(arguments.dataset_name, **(remembered | said))
+    otherwise = any(getattr(options, name) != value for name, value in remembered.items())
+    data, shop = load_data(options, trained.get("seed", 0))
+    return data, shop, otherwise
+
+
+def check_items(model: TTDSForCausalLM, name: str, data: Data) -> list[int]:
+    """Return the model's row of every item of the data; refuse items that are other ones.
+
+    Args:
+        model: The model.
+        name: What `--model` names.
+        data: The data.
+
+    Raises:
+        ValueError: The model does not know an item, or most of the items it knows have other texts.
+    """
+    unknown = [item for item in data.catalogue.item_ids if item not in model.row_of]
+    if unknown:
+        raise ValueError(
+            f"{name} does not know item {unknown[0]!r}, nor {len(unknown) - 1:,} others of the "
+            f"data's {len(data.catalogue):,} items; add them by `add_items`, or name its own data."
+        )
+    rows = [model.row_of[item] for item in data.catalogue.item_ids]
+    others = [
+        (ours["item_id"], ours[field], model.catalogue[row].get(field, ""))
+        for ours, row in zip(data.catalogue.entries(), rows, strict=True)
+        for field in ("title", "brand", "categories")
+        if ours[field] != model.catalogue[row].get(field, "")
+    ]
+    count = len({item for item, _, _ in others})
+    if count > len(rows) / 2:
+        item, ours, theirs = others[0]
+        raise ValueError(
+            f"{name} belongs to other data: {count:,} of {len(rows):,} items have other texts, the "
+            f"first is {item!r} with {ours!r} here and {theirs!r} there."
+        )
+    if count:
+        print(f"{count:,} of {len(rows):,} items have other texts than when {name} was made.")
+    return rows
+
+
+def check_same_data(config: TTDSConfig, name: str, data: Data) -> None:
+    """Refuse data the model was not trained on, which its figures would not be about.
+
+    Args:
+        config: The model's configuration.
+        name: What `--model` names.
+        data: The data.
+
+    Raises:
+        ValueError: They differ; the message says in what.
+    """
+    trained: dict[str, Any] | None = config.trained_on
+    differs = trained and difference(data_identity(data), trained)
+    if differs:
+        raise ValueError(
+            f"{name} was trained on other data: these have {differs}. Name its own, or pass "
+            "--allow_other_data to measure it on these."
+        )

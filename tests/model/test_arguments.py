@@ -1,0 +1,152 @@
+"""What is no list of strings, no text and no count is refused by the name of its argument."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from modeling_ttds.tokenization_ttds import TTDSTokenizer
+from recipes.index.vocabulary import train_vocabulary
+from tests.model.test_generation import make_model
+
+HISTORY = ["i1", "i2"]
+LISTS = {
+    "recommend histories": ("histories", lambda m, x: m.recommend(x)),
+    "recommend user_histories": ("user_histories", lambda m, x: m.recommend([[]], 5, x)),
+    "recommend allowed": ("allowed", lambda m, x: m.recommend([[]], allowed=x)),
+    "recommend queries": ("queries", lambda m, x: m.recommend([[]], queries=x)),
+    "similar_items": ("item_ids", lambda m, x: m.similar_items(x)),
+    "similar_items allowed": ("allowed", lambda m, x: m.similar_items(["i1"], allowed=x)),
+    "next_users histories": ("histories", lambda m, x: m.next_users("i1", x)),
+    "next_users buyers": ("buyers", lambda m, x: m.next_users("i1", [HISTORY], buyers=x)),
+    "profiles": ("histories", lambda m, x: m.profiles(x)),
+    "explain history": ("history", lambda m, x: m.explain(x, ["i1"])),
+    "explain items": ("items", lambda m, x: m.explain(HISTORY, x)),
+    "remove_items": ("item_ids", lambda m, x: m.remove_items(x)),
+    "add_items": ("items", lambda m, x: m.add_items(x)),
+    "add_items histories": ("histories", lambda m, x: m.add_items([], histories=x)),
+    "embed_texts": ("texts", lambda m, x: m.embed_texts(x)),
+    "encode_items": ("item_ids", lambda m, x: m.tokenizer.encode_items(x)),
+    "decode_items": ("ids", lambda m, x: m.tokenizer.decode_items(x)),
+    "set_sid_table": ("item_ids", lambda m, x: m.tokenizer.set_sid_table(x, [[0, 0, 0]])),
+}
+OF_IDS = set(LISTS) - {"recommend queries", "add_items", "embed_texts", "decode_items"}
+OF_HISTORIES = {
+    name for name in OF_IDS if LISTS[name][0] in ("histories", "user_histories", "buyers")
+}
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A model some of whose ids are digits, with a tokenizer to refuse by."""
+    model = make_model()
+    names = [f"i{row}" for row in range(40)] + [str(row) for row in range(20)]
+    model.catalogue = [{"item_id": name, "title": f"Title {name}"} for name in names]
+    model.tokenizer = TTDSTokenizer.from_base(train_vocabulary(["a kettle"], 300), 3, 8)
+    model.config.prompts = {
+        "bought_together": "With <item>:", "next_user": "<item> <user> then",
+        "profile_of_history": "<item> is", "query": "{query}:", "search": "{query} <item> <user>",
+    }  # fmt: skip
+    model.share_sid_table()
+    return model
+
+
+@pytest.mark.parametrize("value", ["12", b"12", 12, None, {"12": 1}], ids=repr)
+@pytest.mark.parametrize("where", LISTS)
+def test_what_is_no_list_is_refused_by_name(asked, where, value):
+    name, call = LISTS[where]
+    if value is None and name in ("allowed", "user_histories", "queries"):
+        pytest.skip("None means that nothing was passed")
+    before = len(asked.catalogue)
+    with pytest.raises(ValueError, match=rf"^`{name}` is .*; give a list"):
+        call(asked, value)
+    assert len(asked.catalogue) == len(asked.item_sids) == before
+
+
+@pytest.mark.parametrize("value", [12, np.int64(12), 1.5, None, ["i1"], torch.tensor(3)], ids=repr)
+@pytest.mark.parametrize("where", sorted(OF_IDS))
+def test_ids_are_strings(asked, where, value):
+    name, call = LISTS[where]
+    values = [["i1", value]] if where in OF_HISTORIES else [value]
+    with pytest.raises(ValueError, match=rf"^`{name}(\[0\])?` holds .*; item ids are strings"):
+        call(asked, values)
+
+
+@pytest.mark.parametrize("where", sorted(OF_HISTORIES))
+def test_a_history_is_a_list(asked, where):
+    name, call = LISTS[where]
+    with pytest.raises(ValueError, match=rf"^`{name}(\[1\])?` (holds|is) the string '12'; give a"):
+        call(asked, [["i1"], "12"])
+
+
+@pytest.mark.parametrize("where", sorted(OF_IDS - OF_HISTORIES - {"set_sid_table"}))
+def test_an_unknown_item_is_named_with_its_argument(asked, where):
+    name, call = LISTS[where]
+    with pytest.raises(ValueError, match="zzz") as error:
+        call(asked, ["i1", "zzz"])
+    assert "History" not in str(error.value)
+    assert f"`{name}`" in str(error.value) or where == "encode_items"
+
+
+def test_an_unknown_item_of_a_second_list_of_histories_is_named_with_it(asked):
+    for name, call in (LISTS["recommend user_histories"], LISTS["next_users buyers"]):
+        with pytest.raises(ValueError, match=f"^`{name}`: history 0 holds the unknown item 'zzz'"):
+            call(asked, [["zzz"]])
+
+
+@pytest.mark.parametrize("item", [7, None, ["i1"]], ids=repr)
+def test_the_item_of_next_users_is_a_string(asked, item):
+    with pytest.raises(ValueError, match="^`item_id` holds .*; item ids are strings"):
+        asked.next_users(item, [HISTORY])
+    with pytest.raises(ValueError, match="^`item_id` holds the unknown item 'zzz'"):
+        asked.next_users("zzz", [HISTORY])
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, pd.Series, iter])
+def test_any_list_of_strings_will_do(asked, make):
+    expected = asked.recommend([HISTORY], top_k=3, allowed=["i3", "i4", "7"])
+    assert asked.recommend([make(HISTORY)], top_k=3, allowed=make(["i3", "i4", "7"])) == expected
+    assert asked.recommend([HISTORY], top_k=3, allowed={"i3", "i4", "7"}) == expected
+
+
+@pytest.mark.parametrize("value", [3.0, "3", None, [3], 0, -1], ids=repr)
+@pytest.mark.parametrize("name", ["top_k", "batch_size", "num_beams"])
+def test_a_count_is_an_integer_of_at_least_one(asked, name, value):
+    if value is None and name != "batch_size":
+        pytest.skip("None means the default")
+    with pytest.raises(ValueError, match=rf"^`{name}` is "):
+        asked.recommend([HISTORY], **{name: value})
+
+
+def test_counts_of_numpy_are_integers(asked):
+    assert len(asked.recommend([HISTORY], top_k=np.int64(3))[0]) == 3
+
+
+@pytest.mark.parametrize("value", [3.0, 0, "3"], ids=repr)
+def test_counts_of_questions_are_integers(asked, value):
+    for call in (
+        lambda: asked.similar_items(["i1"], top_k=value),
+        lambda: asked.next_users("i1", [HISTORY], top_k=value),
+    ):
+        with pytest.raises(ValueError, match="^`top_k` is "):
+            call()
+    with pytest.raises(ValueError, match="^`max_new_tokens` is "):
+        asked.profiles([HISTORY], max_new_tokens=value)
+
+
+def test_queries_are_texts_one_each(asked):
+    with pytest.raises(ValueError, match="^`queries` has 1 entries for 2 `histories`"):
+        asked.recommend([HISTORY, []], queries=["a"])
+    with pytest.raises(ValueError, match="^Query 1: `queries` is "):
+        asked.recommend([HISTORY, []], queries=["a", {}])
+
+
+def test_a_small_catalogue_gives_all_it_has(asked):
+    model = make_model()
+    model.remove_items([f"i{row}" for row in range(5, 60)])
+    (found,) = model.recommend([[]])
+    assert sorted(best.item_id for best in found) == [f"i{row}" for row in range(5)]
+    assert len(model.recommend([["i0"]])[0]) == 4
+    assert len(make_model().recommend([[]])[0]) == 10
+    with pytest.raises(ValueError, match="`top_k` is 6; it must be from 1 to the 5 items"):
+        model.recommend([[]], top_k=6)

@@ -1,0 +1,123 @@
+"""What `add_items` takes: records in any form a table gives them; the rest is refused by name."""
+
+import warnings
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+
+PLAIN = [
+    {"item_id": "7", "title": "Walnut kettle", "categories": "Kitchen, Kettles", "brand": "12"},
+    {"item_id": "8", "title": "1984", "categories": "", "brand": ""},
+]
+FORMS = {
+    "records": PLAIN,
+    "lists, integers, nothing": [
+        {"item_id": 7, "title": "Walnut kettle", "categories": ["Kitchen", "Kettles"], "brand": 12},
+        {"item_id": np.int64(8), "title": 1984, "categories": None, "brand": np.nan},
+    ],
+    "numpy": [
+        {"item_id": np.str_("7"), "title": np.str_("Walnut kettle"),
+         "categories": np.array(["Kitchen", "Kettles"]), "brand": np.float64(12)},
+        {"item_id": Decimal(8), "title": np.int32(1984), "categories": [], "brand": pd.NA},
+    ],
+    "frame": pd.DataFrame(PLAIN),
+    "frame of nullable columns": pd.DataFrame(
+        {"item_id": pd.array([7, 8], "Int64"), "title": pd.array(["Walnut kettle", 1984], object),
+         "categories": pd.array(["Kitchen, Kettles", None], "string"),
+         "brand": pd.array([12, pd.NA], "Int64"), "price": [1.5, np.nan]},
+        index=[5, 3],
+    ),
+    "dataset": Dataset.from_list(PLAIN),
+    "generator": (dict(item) for item in PLAIN),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(built):
+    texts = ["Walnut kettle. 12. Kitchen, Kettles", "1984"]
+    return built.embed_texts(texts)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_same_records_is_the_same(model, expected, form):
+    model.add_items(FORMS[form])
+    assert model.catalogue[-2:] == [
+        {name: item[name] for name in ("item_id", "title", "brand", "categories")} for item in PLAIN
+    ]
+    torch.testing.assert_close(model.item_text[-2:], expected)
+    assert model.tokenizer.decode_items(model.tokenizer.encode_items(["7", "8"])) == ["7", "8"]
+    assert model.recommend([["7", "8"]], top_k=3)[0]
+
+
+def test_a_lone_surrogate_is_no_character_and_can_be_saved(model, tmp_path):
+    model.add_items([{"item_id": "odd", "title": "kettle \ud800", "brand": "\ud83d\ude00"}])
+    model.save_pretrained(tmp_path / "m")
+    again = type(model).from_pretrained(tmp_path / "m")
+    entry = again.catalogue[-1]
+    assert entry["title"] == "kettle \ufffd" and entry["brand"] == "\U0001f600"
+    assert model.recommend([["odd"]], top_k=3, exclude_seen=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [({"title": "a"}, "^Item 1 has no `item_id`"), ({"item_id": None}, "^Item 1 has no `item_id`"),
+     ({"item_id": ""}, "^Item 1: `item_id` is empty"),
+     ({"item_id": True}, "^Item 1: `item_id` is True"),
+     ({"item_id": 7.5}, "^Item 1: `item_id` is 7.5"),
+     ({"item_id": "a\ud800"}, "^Item 1: `item_id` is .* surrogate"),
+     ({"item_id": "7", "title": {"en": "a"}}, r"^Item 1 \('7'\): `title` is {'en': 'a'}"),
+     ({"item_id": "7", "brand": b"a"}, r"^Item 1 \('7'\): `brand` is b'a'"),
+     ({"item_id": "7", "title": np.inf}, r"^Item 1 \('7'\): `title` is inf"),
+     ({"item_id": "7", "categories": [["a", object]]}, r"^Item 1 \('7'\): `categories` is "),
+     ("7", "^Item 1 is '7'; give a record"), (["7", "a title"], "^Item 1 is .*; give a record"),
+     (None, "^Item 1 is None; give a record"),
+     ({"item_id": "first"}, "^`item_id` 'first' of item 1 is there already"),
+     ({"item_id": "item-0000"}, "^`item_id` 'item-0000' of item 1 is there already")],
+)  # fmt: skip
+def test_what_is_no_item_is_refused_with_item_field_and_value(built, item, message):
+    before = built.item_sids, built.catalogue, built.row_of
+    with pytest.raises(ValueError, match=message):
+        built.add_items([{"item_id": "first", "title": "Kettle"}, item])
+    after = built.item_sids, built.catalogue, built.row_of
+    assert all(ours is theirs for ours, theirs in zip(before, after, strict=True))
+
+
+def test_an_item_of_which_nothing_is_known_is_named(model):
+    with pytest.warns(UserWarning, match=r"^Item 1 \('bare'\) has no text that the model knows"):
+        model.add_items([{"item_id": "a", "title": "Kettle"}, {"item_id": "bare", "title": "  "}])
+    past = model.catalogue[3]["item_id"]
+    some = torch.randn(1, model.item_text.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.add_items([{"item_id": "b"}], histories=[[past, "b"]])
+        model.add_items([{"item_id": "c"}], text_embeddings=some)
+        model.add_items([])
+    assert len({tuple(sid) for sid in model.item_sids.tolist()}) == len(model.catalogue)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda x: x, lambda x: x.numpy(), lambda x: x.tolist(), lambda x: x.double().numpy(),
+     lambda x: x.half(), lambda x: 3 * x, lambda x: list(x.numpy())],
+)  # fmt: skip
+def test_text_embeddings_come_in_any_form_and_length(model, form):
+    given = torch.nn.functional.normalize(torch.randn(2, model.item_text.shape[1]), dim=-1)
+    model.add_items([{"item_id": "7"}, {"item_id": "8"}], text_embeddings=form(given))
+    torch.testing.assert_close(model.item_text[-2:], given, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [np.zeros((2, 3)), np.zeros((1, 24)), [[1.0] * 24, [np.nan] * 24], [[1.0] * 24, [1.0]],
+     [["a"] * 24] * 2, "text", [None, None], np.full((2, 24), np.inf), np.zeros((2, 24), object)],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_embedding_is_refused_by_name(built, given):
+    before = len(built.catalogue)
+    with pytest.raises(ValueError, match="^`text_embeddings` (must be finite|is no table)"):
+        built.add_items([{"item_id": "7"}, {"item_id": "8"}], text_embeddings=given)
+    assert len(built.catalogue) == len(built.item_sids) == before

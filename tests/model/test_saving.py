@@ -1,0 +1,214 @@
+"""One call saves a folder that is whole and of one state, after whatever came and went."""
+
+import copy
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.reranker_ttds import FEATURES, TTDSReranker
+from recipes.ranking.cooccurrence import build_cooccurrence
+from tests.model.test_generation import make_model
+
+WHOLE = {"config.json", "generation_config.json", "model.safetensors", "catalogue.jsonl"}
+WHOLE |= {"tokenizer.json", "tokenizer_config.json", "sid_table.json"}
+
+
+@pytest.fixture(scope="module")
+def origin(built, split, tmp_path_factory):
+    """The folder of a model with a co-occurrence memory and a re-ranker fitted for nothing."""
+    folder = tmp_path_factory.mktemp("origin") / "model"
+    built.save_pretrained(folder)
+    model = TTDSForCausalLM.from_pretrained(folder).eval()
+    torch.manual_seed(0)
+    model.set_reranker(
+        build_cooccurrence(split.training, split.num_items), TTDSReranker(len(FEATURES)).eval()
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(origin):
+    return TTDSForCausalLM.from_pretrained(origin).eval()
+
+
+def assert_same(ours, theirs):
+    assert ours.catalogue == theirs.catalogue and ours.row_of == theirs.row_of
+    assert ours.tokenizer.sid_table == theirs.tokenizer.sid_table
+    mine, other = ours.state_dict(), theirs.state_dict()
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, other[name]), name
+    for name in ("num_items", "cooccurrence_pairs", "has_reranker"):
+        assert getattr(ours.config, name) == getattr(theirs.config, name), name
+
+
+def assert_of_one_state(model, folder):
+    """Files and model agree in every item and semantic ID."""
+    names = {file.name for file in folder.iterdir()}
+    assert names >= WHOLE and not any(name.endswith(".tmp") for name in names)
+    lines = (folder / "catalogue.jsonl").read_text("utf-8").split("\n")[:-1]
+    assert [json.loads(line) for line in lines] == model.catalogue
+    table = json.loads((folder / "sid_table.json").read_text("utf-8"))
+    assert list(table) == [entry["item_id"] for entry in model.catalogue]
+    assert list(table.values()) == model.item_sids.tolist()
+    assert len(set(map(tuple, table.values()))) == len(table) == model.config.num_items
+    assert json.loads((folder / "config.json").read_text("utf-8"))["num_items"] == len(table)
+
+
+CHANGES = st.lists(
+    st.one_of(
+        st.lists(st.text(max_size=20), min_size=1, max_size=3).map(lambda titles: ("add", titles)),
+        st.lists(st.integers(0, 200), min_size=1, max_size=4).map(lambda rows: ("remove", rows)),
+        st.just(("save and load", None)),
+        st.just(("recommend", None)),
+    ),
+    max_size=7,
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(changes=CHANGES)
+@pytest.mark.filterwarnings("ignore:Item")
+def test_save_and_load_keep_everything_after_any_changes(origin, tmp_path, changes):
+    model, kept, number = TTDSForCausalLM.from_pretrained(origin).eval(), {}, 0
+    kept = {entry["item_id"]: entry for entry in model.catalogue}
+    sids = dict(model.tokenizer.sid_table)
+    folder = tmp_path / "m"
+    shutil.rmtree(folder, ignore_errors=True)
+    for what, value in [*changes, ("save and load", None)]:
+        names = list(kept)
+        if what == "add":
+            new = [{"item_id": f"{number + n} \u2028 {t}", "title": t} for n, t in enumerate(value)]
+            model.add_items(new, histories=[[names[-1], new[0]["item_id"]]])
+            kept |= {
+                entry["item_id"]: {"brand": "", "categories": ""} | entry
+                for entry in model.catalogue[len(kept) :]
+            }
+            number += len(value)
+        elif what == "remove":
+            gone = {names[row % len(names)] for row in value}
+            if len(gone) < len(names):
+                model.remove_items(gone)
+                kept = {name: entry for name, entry in kept.items() if name not in gone}
+        elif what == "recommend":
+            assert len(model.recommend([names[:2]], top_k=3)[0]) == min(3, len(names) - 2)
+        else:
+            model.save_pretrained(folder)
+            assert_of_one_state(model, folder)
+            again = TTDSForCausalLM.from_pretrained(folder).eval()
+            assert_same(again, model)
+            model = again
+        assert model.catalogue == list(kept.values())
+    table = model.tokenizer.sid_table
+    assert all(table[name] == sids[name] for name in table.keys() & sids.keys()), "old ones stay"
+    original = TTDSForCausalLM.from_pretrained(origin)
+    for name, weight in original.named_parameters():
+        if name.startswith("node_pairs."):  # one row per node, as many as there are today
+            continue
+        assert torch.equal(weight, model.get_parameter(name)), name
+
+
+def test_a_changed_model_is_whole_where_this_repo_is_not(model, tmp_path):
+    model.add_items([{"item_id": "new", "title": "Walnut kettle"}])
+    model.remove_items([model.catalogue[4]["item_id"]])
+    model.save_pretrained(tmp_path / "m")
+    script = (
+        "import sys; sys.modules['modeling_ttds'] = sys.modules['recipes'] = None\n"
+        "from transformers import AutoModel, AutoTokenizer\n"
+        "m = AutoModel.from_pretrained('m', trust_remote_code=True).eval()\n"
+        "t = AutoTokenizer.from_pretrained('m', trust_remote_code=True)\n"
+        "assert t.decode_items(t.encode_items(['new'])) == ['new']\n"
+        "assert t.sid_table == m.tokenizer.sid_table\n"
+        "m.add_items([{'item_id': 'newer', 'title': 'Oak board'}])\n"
+        "m.save_pretrained('again')\n"
+        "t = AutoTokenizer.from_pretrained('again', trust_remote_code=True)\n"
+        "m = AutoModel.from_pretrained('again', trust_remote_code=True).eval()\n"
+        "assert list(t.sid_table) == [e['item_id'] for e in m.catalogue]\n"
+        "print(m.recommend([['new', 'newer']], top_k=3)[0])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {file.name for file in (tmp_path / "again").iterdir()} == {
+        file.name for file in (tmp_path / "m").iterdir()
+    }
+
+
+def test_a_saved_folder_can_be_saved_over(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    model.add_items([{"item_id": "new", "title": "Walnut kettle"}])
+    model.save_pretrained(tmp_path)
+    assert_of_one_state(model, tmp_path)
+
+
+def test_only_the_main_process_writes(model, tmp_path):
+    model.save_pretrained(tmp_path / "m", is_main_process=False)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_stop_leaves_no_half_of_a_file(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / "catalogue.jsonl").read_bytes()
+    model.add_items([{"item_id": "new", "title": "Walnut kettle"}])
+
+    class Stopping(dict):
+        def items(self):
+            raise KeyboardInterrupt
+
+    model.catalogue[-1] = Stopping(model.catalogue[-1])
+    with pytest.raises(KeyboardInterrupt):
+        model.write_catalogue(tmp_path)
+    assert (tmp_path / "catalogue.jsonl").read_bytes() == before
+
+
+def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path):
+    model = make_model()
+    model.remove_items(["i3"])
+    model.save_pretrained(tmp_path)
+    again = TTDSForCausalLM.from_pretrained(tmp_path)
+    again.remove_items(["i4"])
+    assert again.catalogue == [e for e in model.catalogue if e["item_id"] != "i4"]
+    again.save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_items_twice_in_a_catalogue_are_refused():
+    model = make_model()
+    with pytest.raises(ValueError, match="`catalogue` holds the item 'i0' twice"):
+        model.catalogue = [{"item_id": f"i{row % 59}"} for row in range(60)]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_is_a_model_of_its_own(model, copied):
+    twin = copied(model)
+    history = [model.catalogue[3]["item_id"]]
+    assert twin.recommend([history], top_k=5) == model.recommend([history], top_k=5)
+    twin.add_items([{"item_id": "new", "title": "Walnut kettle"}])
+    assert "new" not in model.row_of and "new" not in model.tokenizer.sid_table
+    assert twin.lock is not model.lock and twin.recommend([["new"]], top_k=3)
+
+
+def test_a_trie_is_never_that_of_another_table():
+    model = make_model()
+    for number in range(20):
+        assert model.trie is model.trie
+        gone = model.catalogue[0]["item_id"]
+        # Tables of the same shape, which may come to lie where the first one lay.
+        model.remove_items([gone])
+        model.add_items([{"item_id": gone}], text_embeddings=torch.randn(1, 6))
+        fresh = type(model.trie).build(model.item_sids)
+        for name, value in vars(fresh).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(getattr(model.trie, name), value), (number, name)

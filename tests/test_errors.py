@@ -1,0 +1,136 @@
+"""What cannot be is refused in one sentence, as the last word, with exit status 2."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes import evaluate, publish, recommend, sft
+from recipes.config import parse_arguments
+from recipes.data.cleaning import refuse
+from recipes.data.tables import read_data
+from recipes.errors import one_sentence
+from tests.conftest import ROOT
+
+
+def said(capsys, run):
+    """Return what a run that is refused says last; it says nothing else to stderr."""
+    with pytest.raises(SystemExit) as stopped, one_sentence():
+        run()
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def asked(monkeypatch, capsys, script, *arguments):
+    """Run a script's main in this process; return its last sentence."""
+    monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+    run = script.main
+    if script is sft:
+        run = lambda: sft.main(*parse_arguments())  # noqa: E731
+    return said(capsys, run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learnin_rate", "1"], "`--learnin_rate` is no option; did you mean `--learning_rate`?"),
+        (["--merge_repeat", "true"], "did you mean `--merge_repeats`?"),
+        (["--num_beam", "7"], "did you mean `--num_beams`?"),
+        (["--zzz", "7"], "`--zzz` is no option; --help lists them."),
+        (["stray"], "'stray' belongs to no option"),
+        (["--num_beams", "many"], "--num-beams: invalid int value: 'many'."),
+        (["--num_beams"], "--num-beams: expected one argument."),
+        (["--column_map", "asin"], "`column_map` is 'asin'; give a JSON object"),
+        (["--cold_item_dropout", "2"], "`cold_item_dropout` is 2.0"),
+        (["--config"], "`--config` names no file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--eval_strategy", "sometimes"], "sometimes"),
+        (["--dataset_name", "./nowhere"], "`dataset_name` './nowhere' is no folder"),
+        (["--tie_break", "random", "--dataset_name", "tests"], "`tie_break` is 'random'"),
+    ],
+)
+def test_options_of_training(tmp_path, monkeypatch, capsys, arguments, message):
+    arguments = [*arguments, "--output_dir", tmp_path / "out"]
+    if arguments[0] == "--config" and len(arguments) == 3:
+        arguments = arguments[1:] + ["--config"]
+    assert message in asked(monkeypatch, capsys, sft, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_beam: 7", "`--num_beam` is no option; did you mean `--num_beams`?"),
+        ("- a", "must contain a YAML mapping"),
+        ("a: [", "expected"),
+        ("tasks: 3\ncolumn_map: '['", "`column_map` is '['; give a JSON object"),
+    ],
+)
+def test_options_in_a_file(tmp_path, monkeypatch, capsys, text, message):
+    (tmp_path / "options.yaml").write_text(text)
+    assert message in asked(monkeypatch, capsys, sft, "--config", tmp_path / "options.yaml")
+
+
+@pytest.mark.parametrize("script", [evaluate, recommend])
+def test_a_model_that_is_none_is_called_by_its_option(tmp_path, monkeypatch, capsys, script):
+    def ask(model, *more):
+        given = ["--model", model, "--output", tmp_path / "out", *more]
+        return asked(monkeypatch, capsys, script, *given)
+
+    assert ask("./nowhere").startswith("`--model` ./nowhere is no folder")
+    assert ask("nobody/nothing").startswith("`--model` nobody/nothing is no folder of a model, nor")
+    assert "has no config.json" in ask(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text("{")
+    assert ask(file).startswith(f"`--model` {file} is a file")
+    assert ask(tmp_path).startswith(f"`--model` {tmp_path} ")
+    file.write_text('{"model_type": "gpt2"}')
+    assert "holds a 'gpt2' model, not `ttds`" in ask(tmp_path)
+    assert "did you mean `--dataset_name`" in ask(tmp_path, "--data_name", "x")
+    assert "invalid choice: 'random'" in ask(tmp_path, "--tie_break", "random")
+
+
+def test_publishing(tmp_path, monkeypatch, capsys):
+    message = asked(monkeypatch, capsys, publish, tmp_path, "--repo_id", "a/b", "--dry_run")
+    assert message.startswith(f"{tmp_path} has no config.json")
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def fault():
+        return int("no number")
+
+    with pytest.raises(ValueError, match="invalid literal"), one_sentence():
+        fault()
+    with pytest.raises(KeyError), one_sentence():
+        raise KeyError("a")
+    with pytest.raises(ValueError, match="not ours"), one_sentence():
+        raise ValueError("not ours")  # raised here, outside of recipes
+
+
+def test_a_sentence_is_on_one_line(tmp_path, capsys):
+    (tmp_path / "items.csv").write_text("item_id\na\n")
+    (tmp_path / "interactions.csv").write_text('user_id,item_id,position\nu,"b\nb",0\n')
+    assert said(capsys, lambda: read_data(str(tmp_path))).startswith(
+        "interactions row 0: `item_id`"
+    )
+    assert refuse.__module__ == "recipes.data.cleaning"
+
+
+@pytest.mark.parametrize("script", ["sft", "evaluate", "recommend"])
+def test_the_sentence_comes_last_under_the_launcher(tmp_path, script):
+    """The launcher prints a traceback of its own; what was wrong stands below it."""
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    arguments = ["--dataset_name", "./nowhere", "--learnin_rate", "1"]
+    done = subprocess.run(
+        [accelerate, "launch", "--cpu", f"recipes/{script}.py", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"`--learnin_rate` is no option|The following arguments are required", last)
+    own = done.stderr.split("CalledProcessError")[0]
+    assert f'{script}.py", line' not in own, "no traceback of ours"
