@@ -146,20 +146,30 @@ class TTDSNodeHead(nn.Module):
     def __init__(self, config: TTDSConfig):
         super().__init__()
         dim, hidden = config.vector_dim, config.backbone_config.hidden_size
-        # One parameter a level: the gradient of a slice is as large as the whole.
+        self.num_levels = config.item_tower.num_levels
+        # One parameter a level: the gradient of a slice is as large as the whole. They are the
+        # module's own, since transformers takes a module without any for one that is initialised.
         shapes = {"state": (hidden, dim), "mix": (len(PROFILE_DECAYS), dim), "profile": (dim, dim)}
         for name, shape in shapes.items():
-            levels = range(config.item_tower.num_levels)
-            weights = nn.ParameterList(nn.Parameter(torch.empty(shape)) for _ in levels)
-            setattr(self, name, weights)
+            for level in range(self.num_levels):
+                self.register_parameter(f"{name}_{level}", nn.Parameter(torch.empty(shape)))
 
     @torch.no_grad()
     def reset(self) -> None:
         """Start from plain similarity: nothing of the state, profiles by their cosine."""
-        for state, mix, profile in zip(self.state, self.mix, self.profile, strict=True):
+        for level in range(self.num_levels):
+            state, mix, profile = self.level(level)
             init.zeros_(state)
             init.constant_(mix, PROFILE_SCALE / len(mix))
             init.zeros_(profile)
+
+    def level(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights of a level: of states, of profiles, of their mix.
+
+        Args:
+            level: The level.
+        """
+        return tuple(getattr(self, f"{name}_{level}") for name in ("state", "mix", "profile"))
 
     def query(self, states: Tensor, profiles: Tensor, level: int) -> Tensor:
         """Return queries, (..., dim).
@@ -169,9 +179,9 @@ class TTDSNodeHead(nn.Module):
             profiles: Profiles of the histories, (..., num_profiles, dim).
             level: Which code comes next.
         """
-        mixed = (profiles.to(self.mix[level].dtype) * self.mix[level]).sum(-2)  # (..., dim)
-        states = states.to(mixed.dtype) @ self.state[level]
-        return states + mixed + mixed @ self.profile[level]
+        state, mix, profile = self.level(level)
+        mixed = (profiles.to(mix.dtype) * mix).sum(-2)  # (..., dim)
+        return states.to(mixed.dtype) @ state + mixed + mixed @ profile
 
     def forward(self, query: Tensor, children: Tensor, depth: int, table: TTDSNodeTable) -> Tensor:
         """Return what the items below children add to their logits, (..., num_children).

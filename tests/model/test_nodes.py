@@ -43,9 +43,9 @@ def test_node_logits_are_second_order_sums_over_the_items_below(random):
     node = int(random.trie.node_of(torch.tensor([7]), level))
     state = torch.randn(random.config.backbone_config.hidden_size)
     profiles = profile(random, history)
-    query = state @ random.node_head.state[level]
-    mixed = sum(random.node_head.mix[level][n] * profiles[n] for n in range(len(profiles)))
-    query = query + mixed + mixed @ random.node_head.profile[level]
+    of_state, mix, of_mix = random.node_head.level(level)
+    mixed = sum(mix[n] * profiles[n] for n in range(len(profiles)))
+    query = state @ of_state + mixed + mixed @ of_mix
     own = random.level_logits(state, "item", level)
     ids = torch.tensor([[i for row in history for i in placeholder_ids("item", row, LEVELS)]])
     context = random.context(ids)
@@ -140,6 +140,15 @@ def test_gradients_reach_every_part_of_the_heads(random, states):
     heads = [*random.node_head.parameters(), random.item_reader.weight]
     for parameter in (*heads, random.node_pairs.source, *random.node_pairs.targets):
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0
+
+
+def test_a_new_model_starts_from_the_plain_similarity_of_profiles_and_children(built):
+    config = type(built.config)(**built.config.to_dict())
+    fresh = type(built)(config)
+    for level in range(LEVELS):
+        state, mix, profile = fresh.node_head.level(level)
+        assert not state.any() and not profile.any() and (mix == mix[0, 0]).all() and mix.all()
+    assert fresh.item_reader.weight.std() > 0 and not any(t.any() for t in fresh.node_pairs.targets)
 
 
 def test_paths_lead_back_to_their_nodes():
