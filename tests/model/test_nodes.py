@@ -134,7 +134,10 @@ def test_pairs_follow_their_nodes_when_items_come_and_go(random):
 def test_gradients_reach_every_part_of_the_heads(random, states):
     random.attach_users(states.histories())
     ids = [*placeholder_ids("user", 3, LEVELS)]
-    ids += [i for row in (1, 2, 7) for i in placeholder_ids("item", row, LEVELS)]
+    # A node's only child is certain: the target has a sibling at every level.
+    alike = (random.item_sids[:, None, :-1] == random.item_sids[None, :, :-1]).all(2).sum(1)
+    target = int((alike > 1).nonzero()[-1])
+    ids += [i for row in (1, 2, target) for i in placeholder_ids("item", row, LEVELS)]
     labels = [-100] * 6 + ids[6:]
     random.train()(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.backward()
     heads = [*random.node_head.parameters(), random.item_reader.weight]
