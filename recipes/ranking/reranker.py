@@ -303,7 +303,8 @@ def rank_users(
     else:
         if options.reranker:
             print(
-                f"{users} users have a validation target, a re-ranker needs {least}: none is fitted."
+                f"{users} users have a validation target, a re-ranker needs {least}: none is "
+                "fitted."
             )
         rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:
