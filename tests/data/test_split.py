@@ -70,7 +70,7 @@ def test_given_splits_are_used_as_given(tmp_path, layout, counting, capsys):
     assert split.history(1, "test").tolist() == [2, 0] and not len(split.history(2, "test"))
     assert "1 of 4 users have several validation interactions" in capsys.readouterr().out
     if counting == "stamps":
-        assert split.later("test").tolist() == [0, 1], "w has nothing before"
+        assert split.later_day_users("test").tolist() == [0, 1], "w has nothing before"
         assert slices(split, "test")["later"].tolist() == [True, True, False]
 
 
