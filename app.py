@@ -163,8 +163,11 @@ class Shop:
             if not allowed.any():
                 raise wrong("`category` holds no item; choose another.")
             allowed = allowed.to(model.device)
-        written = model.recommend_rows([rows], top_k, allowed=allowed, rerank=False)[0]
-        scores = dict(model.recommend_rows([rows], top_k, allowed=allowed, rerank=rerank)[0])
+        alone = {"allowed": allowed, "rerank": False, "memory": False}
+        written = model.recommend_rows([rows], top_k, **alone)[0]
+        scores = dict(written)
+        if rerank:
+            scores = dict(model.recommend_rows([rows], top_k, allowed=allowed)[0])
         rows = [*scores, *[row for row, _ in written if row not in scores][:3]]
         found = [entry(model, row) | {"score": scores.get(row)} for row in rows]
         reasons = model.explain(history, [item["item_id"] for item in found])
