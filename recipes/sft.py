@@ -41,13 +41,7 @@ def main(
         model_config: The backbone, if one is given.
     """
     destination = take_over_push(training, options.data, options.reranker, options.output)
-    inputs = {
-        "dataset_name": options.data.dataset_name,
-        "text_embeddings": options.index.text_embeddings,
-        "text_encoder": options.index.text_encoder,
-        "model_name_or_path": model_config.model_name_or_path,
-    }
-    check_output(training, options.output, inputs)
+    check_output(training, options, model_config.model_name_or_path)
     set_seed(training.seed)
     begun, seed = time.perf_counter(), training.seed
     folder, backbone = Path(training.output_dir), model_config.model_name_or_path

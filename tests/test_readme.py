@@ -74,7 +74,7 @@ def test_mappings_are_read_from_the_command_line(monkeypatch):
 def test_files_the_readme_names_exist():
     parts = []  # the folders that a line stands in
     for line in TREE.splitlines():
-        names = re.findall(r"\b[a-z_]+\.(?:py|md)\b|\b[a-z_]+/", line)
+        names = re.findall(r"\b[a-z0-9_]+\.(?:py|md)\b|\b[a-z_]+/", line)
         indent = len(line) - len(line.lstrip())
         if indent < 20:  # else it goes on where the line above was
             parts = parts[: indent // 2]
@@ -96,7 +96,7 @@ def test_files_the_documents_name_exist():
 
 
 def test_every_module_stands_in_the_readme():
-    named = set(re.findall(r"\b[a-z_]+\.py\b", TREE))
+    named = set(re.findall(r"\b[a-z0-9_]+\.py\b", TREE))
     for package in ("recipes", "modeling_ttds"):
         modules = {file.name for file in (ROOT / package).rglob("*.py")} - {"__init__.py"}
         assert modules <= named, modules - named

@@ -200,7 +200,7 @@ def _catalogue(items: pd.DataFrame) -> Catalogue:
 def _clean_interactions(
     interactions: pd.DataFrame, catalogue: Catalogue, timestamp_unit: str | None
 ) -> pd.DataFrame:
-    """Return the interactions with ids as strings, ranks for positions, stamps in seconds."""
+    """Return the interactions with ids as strings, ranks for positions, timestamps in seconds."""
     item_ids = ids(interactions, "interactions", "item_id")
     for row, item in enumerate(item_ids):
         if item not in catalogue.row_of:
@@ -248,7 +248,7 @@ def _in_order(
         if tie_break == "published":
             print(
                 "There is no column `position`: interactions are ordered by `timestamp`, those of "
-                "one stamp by their rows."
+                "one timestamp by their rows."
             )
         order = ["timestamp"]
     if tie_break == "shuffled":

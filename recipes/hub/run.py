@@ -25,14 +25,14 @@ WRITTEN = (
 
 
 def check_output(
-    training: SFTConfig, output: OutputOptions, inputs: Mapping[str, str | None]
+    training: SFTConfig, options: TTDSArguments, model_name_or_path: str | None
 ) -> None:
     """Refuse to overwrite an earlier run unless told to, or to resume it; nothing is deleted yet.
 
     Args:
         training: Says where, and whether to resume.
-        output: Says whether to overwrite.
-        inputs: Folders and files that the run reads, by option.
+        options: Say whether to overwrite, and which folders and files the run reads.
+        model_name_or_path: The backbone, which may be such a folder.
 
     Raises:
         ValueError: The folder is not empty, and nothing says what to do with it, or it may not be
@@ -41,18 +41,25 @@ def check_output(
     folder = Path(training.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output_dir` {folder} is a file; name a folder.")
-    if output.overwrite_output_dir and training.resume_from_checkpoint:
+    overwrite = options.output.overwrite_output_dir
+    if overwrite and training.resume_from_checkpoint:
         raise ValueError(
             "`overwrite_output_dir` and `resume_from_checkpoint` are both given; the one deletes "
             "what the other goes on from."
         )
     if not folder.exists() or not any(folder.iterdir()) or training.resume_from_checkpoint:
         return
-    if not output.overwrite_output_dir:
+    if not overwrite:
         raise ValueError(
             f"`output_dir` {folder} is not empty. Pass --overwrite_output_dir true to replace it, "
             "--resume_from_checkpoint true to go on, or another --output_dir."
         )
+    inputs = {
+        "dataset_name": options.data.dataset_name,
+        "text_embeddings": options.index.text_embeddings,
+        "text_encoder": options.index.text_encoder,
+        "model_name_or_path": model_name_or_path,
+    }
     reason = _kept_for(folder.resolve(), inputs)
     if reason is not None:
         raise ValueError(

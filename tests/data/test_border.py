@@ -160,7 +160,7 @@ def test_any_frame_at_all_is_read_whole_or_refused(data):
     found = read(frame, pd.DataFrame({"item_id": known}, dtype=object), timestamp_unit=unit)
     if found is not None:
         assert sum(len(history) for history in found.histories) == length
-        assert not any(np.isinf(stamps).any() for stamps in found.timestamps or ())
+        assert not any(np.isinf(times).any() for times in found.timestamps or ())
         split = split_data(found)
         assert all(len(history) for history in split.training)
 

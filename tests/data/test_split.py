@@ -27,7 +27,7 @@ def frames(counting):
     )
     by = {"within": ["split", "user_id"], "user": "user_id"}
     rows["position"] = rows.groupby(by[counting]).cumcount() if counting in by else range(len(rows))
-    if counting == "stamps":
+    if counting == "timestamps":
         rows["timestamp"] = rows.pop("position")
     return {name: part.drop(columns="split") for name, part in rows.groupby("split")}
 
@@ -58,7 +58,7 @@ def write_folder(folder, parts, layout):
 
 
 @pytest.mark.parametrize("layout", ["csv", "prefixed", "folder", "shards", "card"])
-@pytest.mark.parametrize("counting", ["within", "user", "rows", "stamps"])
+@pytest.mark.parametrize("counting", ["within", "user", "rows", "timestamps"])
 def test_given_splits_are_used_as_given(tmp_path, layout, counting, capsys):
     split = split_data(read_data(write_folder(tmp_path, frames(counting), layout)))
     assert split.data.user_ids == ["u", "v", "w", "x"]
@@ -69,7 +69,7 @@ def test_given_splits_are_used_as_given(tmp_path, layout, counting, capsys):
     assert split.history(0, "test").tolist() == [0, 1, 2, 3]
     assert split.history(1, "test").tolist() == [2, 0] and not len(split.history(2, "test"))
     assert "1 of 4 users have several validation interactions" in capsys.readouterr().out
-    if counting == "stamps":
+    if counting == "timestamps":
         assert split.later_day_users("test").tolist() == [0, 1], "w has nothing before"
         assert slices(split, "test")["later"].tolist() == [True, True, False]
 
