@@ -84,7 +84,7 @@ class TTDSRecommendationMixin:
             )
         mask = self.allowed_mask(allowed)
         if queries is not None:
-            queries = as_list(queries, "queries", "texts, one per history")
+            queries = as_list(queries, "queries", f"one text per history, {len(rows)} in all")
             if len(queries) != len(rows):
                 raise ValueError(
                     f"`queries` has {len(queries)} entries for {len(rows)} `histories`."

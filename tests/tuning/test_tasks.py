@@ -151,7 +151,7 @@ def test_texts_for_alignment_belong_to_the_batch(split, states, tokenizer, optio
     assert batch["entity_ids"].shape[0] == batch["entity_text_ids"].shape[0] > 4
     first = (int(batch["entity_ids"][0, 0]) - PLACEHOLDER_START) // tokenizer.num_levels
     assert first % 2 == 0
-    expected = tokenizer.encode_text(split.data.catalogue.text(first // 2))
+    expected = tokenizer.encode_words(split.data.catalogue.text(first // 2))
     text = batch["entity_text_ids"][0]
     assert text[text >= 0].tolist() == expected[: options.examples.max_text_tokens]
 
