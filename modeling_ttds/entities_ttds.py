@@ -220,6 +220,19 @@ class TTDSEntitiesMixin:
         depth, nodes = depth * ~whole, nodes * ~whole
         return TTDSContext(items, depth, nodes, *self._histories(items, position_ids))
 
+    def profiles_after(self, items: Tensor, segments: Tensor) -> Tensor:
+        """Return the profiles before the first and after each item of sequences.
+
+        Args:
+            items: As of `history_profiles`.
+            segments: As of `history_profiles`.
+
+        Returns:
+            Profiles, (batch, 1 + length, num_profiles, vector_dim).
+        """
+        tables = (self.item_text, self.item_collaborative)
+        return self._project(history_profiles(tables, items, segments))
+
     def _histories(self, items: Tensor, position_ids: Tensor | None) -> tuple[Tensor, TTDSHistory]:
         done = items >= 0
         count = done.cumsum(1)
@@ -231,8 +244,7 @@ class TTDSEntitiesMixin:
         place = (rows, count[rows, columns] - 1)
         history = items.new_full(shape, -1).index_put(place, items[rows, columns])
         whose = items.new_full(shape, -1).index_put(place, segments[rows, columns])
-        tables = (self.item_text, self.item_collaborative)
-        profiles = self._project(history_profiles(tables, history, whose))
+        profiles = self.profiles_after(history, whose)
         # Behind the start of another history and before its first item there is none.
         newest = F.pad(whose, (1, 0), value=-1).gather(1, count)
         slots = torch.where(newest == segments, count, 0)

@@ -133,8 +133,8 @@ class TTDSNodePairs(nn.Module):
 class TTDSNodeHead(nn.Module):
     """Scores the children of a node by a query against the items below them.
 
-    At every level the query q joins the language model's state with a mix of the history's
-    profiles, which are unit means of the embeddings of its items. A child with n items of mean m
+    At every level the query q joins the language model's state with the history's profiles, which
+    are unit means of the embeddings of its items. A child with n items of mean m
     and variance v below it gets log n + q m + q^2 v / 2: the log of the summed exp(q x) over its
     items x, up to the second order. The profiles' part is a bilinear similarity; it starts as the
     plain one.
@@ -149,7 +149,7 @@ class TTDSNodeHead(nn.Module):
         self.num_levels = config.item_tower.num_levels
         # One parameter a level: the gradient of a slice is as large as the whole. They are the
         # module's own, since transformers takes a module without any for one that is initialised.
-        shapes = {"state": (hidden, dim), "mix": (len(PROFILE_DECAYS), dim), "profile": (dim, dim)}
+        shapes = {"state": (hidden, dim), "profile": (len(PROFILE_DECAYS) * dim, dim)}
         for name, shape in shapes.items():
             for level in range(self.num_levels):
                 self.register_parameter(f"{name}_{level}", nn.Parameter(torch.empty(shape)))
@@ -158,18 +158,16 @@ class TTDSNodeHead(nn.Module):
     def reset(self) -> None:
         """Start from plain similarity: nothing of the state, profiles by their cosine."""
         for level in range(self.num_levels):
-            state, mix, profile = self.level(level)
-            init.zeros_(state)
-            init.constant_(mix, PROFILE_SCALE / len(mix))
-            init.zeros_(profile)
+            for weight in self.level(level):
+                init.zeros_(weight)
 
-    def level(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weights of a level: of states, of profiles, of their mix.
+    def level(self, level: int) -> tuple[Tensor, Tensor]:
+        """Return the weights of a level: of states, and of profiles beyond plain similarity.
 
         Args:
             level: The level.
         """
-        return tuple(getattr(self, f"{name}_{level}") for name in ("state", "mix", "profile"))
+        return tuple(getattr(self, f"{name}_{level}") for name in ("state", "profile"))
 
     def query(self, states: Tensor, profiles: Tensor, level: int) -> Tensor:
         """Return queries, (..., dim).
@@ -179,9 +177,10 @@ class TTDSNodeHead(nn.Module):
             profiles: Profiles of the histories, (..., num_profiles, dim).
             level: Which code comes next.
         """
-        state, mix, profile = self.level(level)
-        mixed = (profiles.to(mix.dtype) * mix).sum(-2)  # (..., dim)
-        return states.to(mixed.dtype) @ state + mixed + mixed @ profile
+        state, profile = self.level(level)
+        profiles = profiles.to(profile.dtype)
+        plain = profiles.sum(-2) * (PROFILE_SCALE / len(PROFILE_DECAYS))
+        return states.to(profile.dtype) @ state + plain + profiles.flatten(-2) @ profile
 
     def forward(self, query: Tensor, children: Tensor, depth: int, table: TTDSNodeTable) -> Tensor:
         """Return what the items below children add to their logits, (..., num_children).

@@ -97,6 +97,11 @@ class LanguageModelOptions:
         "Width of the vectors that learn which nodes follow which item; 0 for none (sparse data).",
     )
     pair_dropout: float = _option(0.3, "Dropout of those vectors.")
+    profile_epochs: int = _option(
+        2,
+        "Epochs that fit what a history's profiles say of nodes before tuning, which then holds "
+        "it; 0 tunes it with the language model.",
+    )
     tower_weight: float = _option(
         0.0, "Weight of the tower losses while the language model is tuned."
     )

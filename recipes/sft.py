@@ -27,6 +27,7 @@ from recipes.index.refresh import build_sid_table
 from recipes.ranking.reranker import rank_users
 from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import Examples, UserStates
+from recipes.tuning.profiles import fit_profiles
 from recipes.tuning.trainer import TTDSTrainer, resume_from
 
 
@@ -68,6 +69,8 @@ def main(
         freeze=options.refresh.refresh_steps == 0,
         seed=seed,
     )
+    profile_epochs = options.language_model.profile_epochs
+    fit_profiles(model, split.training, num_epochs=profile_epochs, seed=seed)
     make_room(training, options.output)
     trainer = TTDSTrainer(
         model,

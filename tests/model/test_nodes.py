@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from modeling_ttds.configuration_ttds import placeholder_ids
-from modeling_ttds.nodes_ttds import PROFILE_DECAYS, history_profiles
+from modeling_ttds.nodes_ttds import PROFILE_DECAYS, PROFILE_SCALE, history_profiles
 from modeling_ttds.trie_ttds import TTDSTrie
 
 LEVELS = 3
@@ -43,9 +43,9 @@ def test_node_logits_are_second_order_sums_over_the_items_below(random):
     node = int(random.trie.node_of(torch.tensor([7]), level))
     state = torch.randn(random.config.backbone_config.hidden_size)
     profiles = profile(random, history)
-    of_state, mix, of_mix = random.node_head.level(level)
-    mixed = sum(mix[n] * profiles[n] for n in range(len(profiles)))
-    query = state @ of_state + mixed + mixed @ of_mix
+    of_state, of_profiles = random.node_head.level(level)
+    query = state @ of_state + PROFILE_SCALE / len(PROFILE_DECAYS) * profiles.sum(0)
+    query = query + profiles.flatten() @ of_profiles
     own = random.level_logits(state, "item", level)
     ids = torch.tensor([[i for row in history for i in placeholder_ids("item", row, LEVELS)]])
     context = random.context(ids)
@@ -149,8 +149,7 @@ def test_a_new_model_starts_from_the_plain_similarity_of_profiles_and_children(b
     config = type(built.config)(**built.config.to_dict())
     fresh = type(built)(config)
     for level in range(LEVELS):
-        state, mix, profile = fresh.node_head.level(level)
-        assert not state.any() and not profile.any() and (mix == mix[0, 0]).all() and mix.all()
+        assert not any(weight.any() for weight in fresh.node_head.level(level))
     assert fresh.item_reader.weight.std() > 0 and not any(t.any() for t in fresh.node_pairs.targets)
 
 

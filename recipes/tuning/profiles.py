@@ -1,0 +1,85 @@
+"""Fit what the profiles of histories say of the nodes, before the language model is tuned."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from tqdm.auto import tqdm
+
+from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.nodes_ttds import TTDSHistory
+
+LONGEST = 50  # newest items of a history that are read
+
+
+def fit_profiles(
+    model: TTDSForCausalLM,
+    training: list[np.ndarray],
+    *,
+    num_epochs: int,
+    batch_size: int = 48,
+    learning_rate: float = 2e-3,
+    pair_learning_rate: float = 1e-2,
+    seed: int,
+) -> None:
+    """Fit the profiles' weights of the node head, and the vectors of pairs, without any state.
+
+    Together with the language model the weights would learn less: it fits the training histories
+    first. The profiles' weights are held from then on, the vectors of pairs go on learning.
+
+    Args:
+        model: A model with embeddings and SID table; its node head is fitted in place.
+        training: Item rows per user, oldest first.
+        num_epochs: Epochs over the users; none leaves everything to the tuning.
+        batch_size: Users per step.
+        learning_rate: Of Adam for the profiles' weights; it falls to zero as a cosine.
+        pair_learning_rate: The same for the vectors of pairs.
+        seed: Seed of order and dropout.
+    """
+    histories = [history[-LONGEST - 1 :] for history in training if len(history) > 1]
+    if not num_epochs or not histories:
+        return
+    torch.manual_seed(seed)
+    weights = [model.node_head.level(level)[1] for level in range(model.trie.num_levels)]
+    groups = [{"params": weights, "lr": learning_rate}]
+    if model.config.pair_dim:
+        groups.append({"params": list(model.node_pairs.parameters()), "lr": pair_learning_rate})
+    optimizer = torch.optim.Adam(groups)
+    steps = num_epochs * -(-len(histories) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    with tqdm(range(num_epochs), desc="fit profiles", unit="epoch") as epochs:
+        for _ in epochs:
+            for users in torch.randperm(len(histories)).split(batch_size):
+                loss = profile_loss(model, [histories[user] for user in users.tolist()])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            epochs.set_postfix(loss=f"{loss.item():.3f}")
+    model.zero_grad()
+    for weight in weights:
+        weight.requires_grad_(False)
+
+
+def profile_loss(model: TTDSForCausalLM, histories: list[np.ndarray]) -> Tensor:
+    """Return the mean loss of every item but the first, given the profiles of those before it.
+
+    Args:
+        model: The model.
+        histories: Item rows per user, oldest first.
+    """
+    rows = [torch.from_numpy(np.asarray(history, dtype=np.int64)) for history in histories]
+    items = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    items = items.to(model.device)
+    before, targets = items[:, :-1], items[:, 1:]
+    profiles = model.profiles_after(before, torch.zeros_like(before))[:, 1:]
+    real = targets >= 0
+    history, targets = TTDSHistory(profiles[real], before[real]), targets[real]
+    states = profiles.new_zeros(len(targets), model.config.backbone_config.hidden_size)
+    loss = 0
+    for level in range(model.trie.num_levels):
+        nodes, child = (model.trie.node_of(targets, depth) for depth in (level, level + 1))
+        logits, children = model.node_logits(states, history, nodes, level)
+        loss = loss + F.cross_entropy(logits, child - children[:, 0])
+    return loss
