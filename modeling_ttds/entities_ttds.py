@@ -158,9 +158,12 @@ class TTDSEntitiesMixin:
         def make() -> TTDSNodeTable:
             rows = torch.arange(len(self.item_sids), device=self.item_sids.device)
             # Half precision: a table of centroids of a million items should not fill the memory.
-            vectors = [self.item_vectors(part).half() for part in rows.split(CHUNK)]
-            vectors = torch.cat(vectors) if vectors else self.item_text.half()
-            return TTDSNodeTable.build(trie, vectors)
+            shape = (len(rows), self.config.vector_dim)
+            vectors = torch.empty(shape, dtype=torch.float16, device=rows.device)
+            with torch.autocast(rows.device.type, enabled=False):
+                for part in rows.split(CHUNK):
+                    vectors[part] = self.item_vectors(part).half()
+                return TTDSNodeTable.build(trie, vectors)
 
         parts = [trie, self.item_text, self.item_collaborative, self.vector_projection]
         return self._made_of("_node_table", parts, make)

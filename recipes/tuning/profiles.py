@@ -41,6 +41,8 @@ def fit_profiles(
         return
     torch.manual_seed(seed)
     weights = [model.node_head.level(level)[1] for level in range(model.trie.num_levels)]
+    for weight in weights:
+        weight.requires_grad_(True)
     groups = [{"params": weights, "lr": learning_rate}]
     if model.config.pair_dim:
         groups.append({"params": list(model.node_pairs.parameters()), "lr": pair_learning_rate})
