@@ -159,7 +159,8 @@ sft.main(*sft.parse_arguments())
 def test_two_processes_do_as_one_with_twice_the_batch(dynamic):
     folder, command = dynamic
     (folder / "spy.py").write_text(SPY)
-    settings = ["--dropout", "0", "--item_vector_dropout", "0", "--tower_weight", "0", "--infonce_weight", "0",
+    settings = ["--dropout", "0", "--item_vector_dropout", "0",
+                "--tower_weight", "0", "--infonce_weight", "0",
                 "--cosine_weight", "0", "--save_strategy", "no",
                 "--dataloader_drop_last", "true"]  # fmt: skip
 
