@@ -4,6 +4,7 @@ A stage takes its own group. On the command line and in YAML the names are flat.
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, field, fields
 
@@ -12,6 +13,25 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from recipes.errors import refuse_unknown
 
+# From where to below where a number may lie.
+RANGES = {
+    (1, math.inf): (
+        "min_interactions", "text_dim", "num_levels", "code_dim", "vocab_size", "hidden_size",
+        "num_layers", "num_heads", "max_history", "max_text_tokens", "min_pair_users", "num_beams",
+        "eval_users",
+    ),
+    (2, math.inf): ("num_codes",),
+    (0, math.inf): (
+        "collaborative_dim", "tower_epochs", "item_vector_dim", "pair_dim", "tower_weight",
+        "tower_grad_scale", "infonce_weight", "cosine_weight", "refresh_steps",
+        "tower_learning_rate",
+    ),
+    (0, 1): (
+        "dropout", "item_vector_dropout", "pair_dropout", "soft_target_weight", "item_dropout",
+        "cold_item_dropout",
+    ),
+}  # fmt: skip
+
 
 def _option(default, text: str):
     if isinstance(default, dict):
@@ -19,8 +39,21 @@ def _option(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
+class _Group:
+    """A group of options; numbers out of their range are refused when it is made."""
+
+    def __post_init__(self):
+        for (least, below), names in RANGES.items():
+            for name in names:
+                value = getattr(self, name, least)
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not (number and least <= value < below):
+                    upper = "or more" if below == math.inf else f"or more, below {below}"
+                    raise ValueError(f"`{name}` is {value}; it must be {least} {upper}.")
+
+
 @dataclass
-class DataOptions:
+class DataOptions(_Group):
     """What is read."""
 
     _argument_group_name = "data"
@@ -47,11 +80,12 @@ class DataOptions:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         self.column_map = _mapping("column_map", self.column_map)
 
 
 @dataclass
-class IndexOptions:
+class IndexOptions(_Group):
     """Embeddings, towers and the semantic IDs they give."""
 
     _argument_group_name = "semantic IDs"
@@ -81,7 +115,7 @@ class IndexOptions:
 
 
 @dataclass
-class LanguageModelOptions:
+class LanguageModelOptions(_Group):
     """The decoder that starts from nothing, and the losses of any."""
 
     _argument_group_name = "language model"
@@ -106,8 +140,7 @@ class LanguageModelOptions:
         0.0, "Weight of the tower losses while the language model is tuned."
     )
     tower_grad_scale: float = _option(
-        0.0,
-        "Factor on the language model's gradient where it enters the towers; 0 keeps it out.",
+        0.0, "Factor on the language model's gradient where it enters the towers; 0 keeps it out."
     )
     soft_target_weight: float = _option(
         0.0, "Share of an item's label that is the tower's soft code distribution."
@@ -117,9 +150,17 @@ class LanguageModelOptions:
     )
     cosine_weight: float = _option(0.0, "Weight of the token alignment per entity.")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"`hidden_size` is {self.hidden_size}; it must be an even multiple of `num_heads` "
+                f"{self.num_heads}."
+            )
+
 
 @dataclass
-class ExampleOptions:
+class ExampleOptions(_Group):
     """What the language model is tuned on."""
 
     _argument_group_name = "tasks and their prompts"
@@ -143,11 +184,18 @@ class ExampleOptions:
     max_text_tokens: int = _option(32, "How many tokens of a text a prompt or response keeps.")
 
     def __post_init__(self):
+        super().__post_init__()
         self.tasks = _mapping("tasks", self.tasks)
+        for task, weight in (self.tasks or {}).items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (number and 0 <= weight < math.inf):
+                raise ValueError(
+                    f"`tasks` gives {task!r} the weight {weight!r}; it must be a number, 0 or more."
+                )
 
 
 @dataclass
-class RefreshOptions:
+class RefreshOptions(_Group):
     """How semantic IDs move while the language model is tuned."""
 
     _argument_group_name = "dynamic semantic IDs"
@@ -160,9 +208,16 @@ class RefreshOptions:
         1e-4, "Peak learning rate of the towers while the language model is tuned."
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.freeze_at > 1:
+            raise ValueError(
+                f"`freeze_at` is {self.freeze_at}; give a share of the steps, up to 1."
+            )
+
 
 @dataclass
-class RerankerOptions:
+class RerankerOptions(_Group):
     """The co-occurrence memory and the re-ranker."""
 
     _argument_group_name = "re-ranker"
@@ -181,18 +236,15 @@ class RerankerOptions:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.reranker and not self.memory:
             raise ValueError(
                 "`memory` is false and `reranker` true, which needs it; set both or neither."
             )
-        if not 0 <= self.cold_item_dropout < 1:
-            raise ValueError(
-                f"`cold_item_dropout` is {self.cold_item_dropout}; give a share from 0 to below 1."
-            )
 
 
 @dataclass
-class EvaluationOptions:
+class EvaluationOptions(_Group):
     """How lists are made and measured."""
 
     _argument_group_name = "evaluation"
@@ -205,7 +257,7 @@ class EvaluationOptions:
 
 
 @dataclass
-class OutputOptions:
+class OutputOptions(_Group):
     """What becomes of the output folder."""
 
     _argument_group_name = "output and publishing"

@@ -71,6 +71,26 @@ def refuse_unknown(parser: argparse.ArgumentParser, unknown: Iterable[str]) -> N
 
 
 @contextmanager
+def named_model(option: str, name: str) -> Iterator[None]:
+    """Say which option named a model that cannot be loaded.
+
+    Args:
+        option: Name of the option.
+        name: What it names.
+
+    Raises:
+        FileNotFoundError: Nothing of that name can be loaded.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"`{option}` {name} is no folder of a model, nor a model on the Hub ({reason})."
+        ) from None
+
+
+@contextmanager
 def one_sentence() -> Iterator[None]:
     """End the process with what was wrong in one sentence, as the last word, and exit status 2.
 

@@ -138,7 +138,7 @@ def test_small_data_run_to_the_end(train, tmp_path, rows, items, arguments):
     found = metrics(tmp_path / "out")["test"]
     assert all(np.isfinite(value) for row in found.values() for value in row.values())
     if rows.user_id.nunique() == 1:
-        assert "1 users have a validation target, a re-ranker needs 8: none is fitted." in output
+        assert "1 users have a validation target, priors and re-ranker need 8: none" in output
     model = TTDSForCausalLM.from_pretrained(tmp_path / "out")
     assert all(np.isfinite(best.score) for best in model.recommend([["1"]], top_k=1)[0])
 

@@ -3,7 +3,7 @@
 import json
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -240,7 +240,7 @@ def slug(method: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
 
 
-def run_file(row: str, rows: Iterable[str]) -> str:
+def run_file(row: str, rows: Container[str]) -> str:
     """Return the name of the file with the lists of a row.
 
     Args:
@@ -248,7 +248,7 @@ def run_file(row: str, rows: Iterable[str]) -> str:
         rows: All rows there are lists of; those of the model as `recommend` answers by default
             stand in `run.jsonl`.
     """
-    main = TTDS if TTDS in rows else LM_ONLY
+    main = [mode for mode in MODES if mode in rows][-1]
     return "run.jsonl" if row == main else f"run-{slug(row)}.jsonl"
 
 

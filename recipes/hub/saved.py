@@ -14,6 +14,7 @@ from recipes.data.load import load_data
 from recipes.data.origin import data_identity, difference, vocabulary_sha256
 from recipes.data.tables import Data
 from recipes.data.toyshop import Toyshop
+from recipes.errors import named_model
 
 HOW = ("column_map", "min_interactions", "tie_break", "timestamp_unit", "merge_repeats")
 
@@ -57,13 +58,8 @@ def load_model(name: str) -> TTDSForCausalLM:
         raise FileNotFoundError(
             f"`--model` {name} has no config.json; name a folder that recipes/sft.py wrote."
         )
-    try:
+    with named_model("--model", name):
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(
-            f"`--model` {name} is no folder of a model, nor a model on the Hub ({reason})."
-        ) from None
     if not isinstance(config, TTDSConfig):
         raise ValueError(f"`--model` {name} holds a {config.model_type!r} model, not `ttds`.")
     model = TTDSForCausalLM.from_pretrained(name).eval()

@@ -16,6 +16,7 @@ from modeling_ttds.text_ttds import normalised
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
 from recipes.config import ExampleOptions, IndexOptions, LanguageModelOptions
 from recipes.data.split import Split
+from recipes.errors import named_model
 from recipes.index.vocabulary import train_vocabulary
 from recipes.tuning.examples import next_item_wording, question_wordings
 from recipes.tuning.wordings import ALL_WORDINGS
@@ -44,7 +45,8 @@ def build_tokenizer(
             learnt += texts + [wording for several in ALL_WORDINGS for wording in several]
         base = train_vocabulary(learnt, language_model.vocab_size)
     else:
-        base = AutoTokenizer.from_pretrained(backbone)
+        with named_model("model_name_or_path", backbone):
+            base = AutoTokenizer.from_pretrained(backbone)
     return TTDSTokenizer.from_base(base, index.num_levels, index.num_codes)
 
 
@@ -76,7 +78,8 @@ def build_model(
     pretrained = None
     decoder = _compact_config(tokenizer, language_model)
     if backbone is not None:
-        pretrained = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+        with named_model("model_name_or_path", backbone):
+            pretrained = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
         if len(tokenizer) > pretrained.get_input_embeddings().num_embeddings:
             pretrained.resize_token_embeddings(
                 len(tokenizer), pad_to_multiple_of=64, mean_resizing=False
@@ -129,7 +132,8 @@ def _text_dim(index: IndexOptions, decoder: PreTrainedConfig) -> int:
         return index.text_dim
     if index.text_encoder == "backbone":
         return decoder.hidden_size
-    return AutoConfig.from_pretrained(index.text_encoder).hidden_size
+    with named_model("text_encoder", index.text_encoder):
+        return AutoConfig.from_pretrained(index.text_encoder).hidden_size
 
 
 def _compact_config(tokenizer: TTDSTokenizer, shape: LanguageModelOptions) -> GPTNeoXConfig:
