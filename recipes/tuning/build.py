@@ -18,6 +18,7 @@ from recipes.config import ExampleOptions, IndexOptions, LanguageModelOptions
 from recipes.data.split import Split
 from recipes.errors import named_model
 from recipes.index.vocabulary import train_vocabulary
+from recipes.tuning.backbone import WORKING, check_backbone
 from recipes.tuning.examples import next_item_wording, question_wordings
 from recipes.tuning.wordings import ALL_WORDINGS
 
@@ -120,8 +121,16 @@ def build_model(
     )
     model = TTDSForCausalLM(config)
     if pretrained is not None:
-        model.model.load_state_dict(pretrained.base_model.state_dict())
-        model.lm_head.load_state_dict(pretrained.get_output_embeddings().state_dict())
+        try:
+            model.model.load_state_dict(pretrained.base_model.state_dict())
+            model.lm_head.load_state_dict(pretrained.get_output_embeddings().state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"`model_name_or_path` {backbone} is a {decoder.model_type} model whose weights do "
+                f"not fit a trunk and a head without bias; take e.g. {WORKING}."
+            ) from error
+        longest = len(config.prompt_ids) + (examples.max_history + 1) * index.num_levels
+        check_backbone(model, backbone, longest)
     model.catalogue = split.data.catalogue.entries()
     model.tokenizer = tokenizer
     return model

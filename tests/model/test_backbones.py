@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.data.tables import write_data
 from recipes.index.vocabulary import train_vocabulary
+from recipes.tuning import build
 from recipes.tuning.examples import Examples, collate
 from tests.conftest import ROOT, SMALL, altered, build_model, build_tokenizer
 
@@ -130,3 +132,45 @@ def test_an_adapter_trains_sid_tokens_and_towers_and_merges(backbones, name, tmp
     assert lists[0] == lists[1]
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["tuning"]["refreshes"]
+
+
+REFUSED = {
+    "window": (
+        "MistralConfig",
+        {"sliding_window": 8, "num_key_value_heads": 1},
+        "cached prompt|run",
+    ),
+    "bias": ("PhiConfig", {}, "without bias"),
+    "alibi": ("BloomConfig", {"n_layer": 2, "n_head": 2}, "BloomModel|bloom"),
+    "recurrent": ("MambaConfig", {"state_size": 4}, "mamba"),
+    "convolutions": (
+        "Lfm2Config",
+        {"num_key_value_heads": 1, "full_attn_idxs": [1], "conv_L_cache": 3},
+        "lfm2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_backbone_that_would_answer_wrongly_is_refused_before_anything_is_fitted(
+    name, split, options, tmp_path
+):
+    """What such models do behind padding, behind a cache or without a bias is no list of anybody."""
+    config_name, settings, message = REFUSED[name]
+    base = train_vocabulary(split.data.catalogue.texts(), 400)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base.backend_tokenizer, eos_token=base.eos_token
+    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 64}  # fmt: skip
+    config = getattr(transformers, config_name)(vocab_size=len(tokenizer), **sizes | settings)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    path = str(tmp_path / name)
+    shapes = options.index, options.language_model, options.examples
+    with pytest.raises(ValueError, match=message) as refused:
+        build.build_model(
+            split, build.build_tokenizer(split, *shapes, path), *shapes, path, None, seed=0
+        )
+    assert "`model_name_or_path`" in str(refused.value) and "Llama" in str(refused.value)
