@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .float32_ttds import TTDSFloat32
+from .precision_ttds import TTDSFloat32
 
 STATISTICS = ("transition", "follow", "cooccurrence")
 ITEM_STATISTICS = ("popularity", "late", "recent", "era")

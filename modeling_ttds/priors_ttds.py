@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import initialization as init
 
 from .cooccurrence_ttds import STATISTICS, TTDSCooccurrence
-from .float32_ttds import TTDSFloat32
+from .precision_ttds import TTDSFloat32
 from .trie_ttds import TTDSTrie
 
 DECAYS = (0.5, 0.0, 0.8)  # of each statistic, per step into the past

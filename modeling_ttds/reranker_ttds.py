@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .cooccurrence_ttds import TTDSCooccurrence
-from .float32_ttds import TTDSFloat32
+from .precision_ttds import TTDSFloat32
 from .towers_ttds import profile
 
 FEATURES = (

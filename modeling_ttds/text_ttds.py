@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from .float32_ttds import TTDSFloat32
+from .precision_ttds import TTDSFloat32
 
 ACCENTS = re.compile("[\u0300-\u036f]")  # of Latin, Greek and Cyrillic; elsewhere marks are letters
 JOINED = re.compile(r"(?<=[^\w\s'])(?=[^\W\d_])")  # a letter behind a hyphen, bracket or the like

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .configuration_ttds import TTDSTowerConfig
-from .float32_ttds import TTDSFloat32
+from .precision_ttds import TTDSFloat32
 
 MODALITIES = ("text", "collaborative")
 
