@@ -332,10 +332,9 @@ class TTDSEntitiesMixin:
         return logits.masked_fill(~real, -torch.inf), children
 
     def _below(self, states: Tensor, history: TTDSHistory, children: Tensor, level: int) -> Tensor:
-        query = self.node_head.query(states, history.profiles, level)
         if level == 0 and children.numel():  # all have the root's children
             children = children.flatten(0, -2)[0]
-        scores = self.node_head(query, children, level + 1, self.node_table)
+        scores = self.node_head(states, history.profiles, children, level + 1, self.node_table)
         if self.config.pair_dim:
             scores = scores + self.node_pairs(history.newest, children, level + 1)
         return scores

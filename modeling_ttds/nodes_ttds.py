@@ -169,29 +169,31 @@ class TTDSNodeHead(nn.Module):
         """
         return tuple(getattr(self, f"{name}_{level}") for name in ("state", "profile"))
 
-    def query(self, states: Tensor, profiles: Tensor, level: int) -> Tensor:
-        """Return queries, (..., dim).
-
-        Args:
-            states: States of the language model, (..., hidden).
-            profiles: Profiles of the histories, (..., num_profiles, dim).
-            level: Which code comes next.
-        """
+    def _query(self, states: Tensor, profiles: Tensor, level: int) -> Tensor:
         state, profile = self.level(level)
         profiles = profiles.to(profile.dtype)
         plain = profiles.sum(-2) * (PROFILE_SCALE / len(PROFILE_DECAYS))
         return states.to(profile.dtype) @ state + plain + profiles.flatten(-2) @ profile
 
-    def forward(self, query: Tensor, children: Tensor, depth: int, table: TTDSNodeTable) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        profiles: Tensor,
+        children: Tensor,
+        depth: int,
+        table: TTDSNodeTable,
+    ) -> Tensor:
         """Return what the items below children add to their logits, (..., num_children).
 
         Args:
-            query: Queries, (..., dim).
+            states: States of the language model, (..., hidden).
+            profiles: Profiles of the histories, (..., num_profiles, dim).
             children: Nodes of the depth, (..., num_children) or, the same for all queries,
                 (num_children,).
             depth: Depth of the children.
             table: The table of the trie.
         """
+        query = self._query(states, profiles, depth - 1)
         query = query.to(torch.promote_types(query.dtype, torch.float32))
         scores = self._product(query, table.centroids[depth], children)
         if table.variances[depth] is not None:

@@ -102,7 +102,7 @@ def test_an_adapter_trains_sid_tokens_and_towers_and_merges(backbones, name, tmp
         "--dataset_name", str(tmp_path / "data"), "--cache_dir", str(tmp_path / "cache"),
         "--output_dir", str(run), "--model_name_or_path", str(backbones / name), "--use_peft",
         "--refresh_steps", "2", "--tower_weight", "1", "--tower_grad_scale", "0.1",
-        "--tower_learning_rate", "1e-2", "--reranker", "false", "--learning_rate", "1e-2",
+        "--tower_learning_rate", "1e-2", "--reranker", "false", "--memory", "false", "--learning_rate", "1e-2",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -145,7 +145,11 @@ REFUSED = {
     "recurrent": ("MambaConfig", {"state_size": 4}, "mamba"),
     "convolutions": (
         "Lfm2Config",
-        {"num_key_value_heads": 1, "full_attn_idxs": [1], "conv_L_cache": 3},
+        {
+            "num_key_value_heads": 1,
+            "layer_types": ["conv", "full_attention"],
+            "initializer_range": 0.3,
+        },
         "lfm2",
     ),
 }
@@ -155,7 +159,6 @@ REFUSED = {
 def test_a_backbone_that_would_answer_wrongly_is_refused_before_anything_is_fitted(
     name, split, options, tmp_path
 ):
-    """What such models do behind padding, behind a cache or without a bias is no list of anybody."""
     config_name, settings, message = REFUSED[name]
     base = train_vocabulary(split.data.catalogue.texts(), 400)
     tokenizer = PreTrainedTokenizerFast(
