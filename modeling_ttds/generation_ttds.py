@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .configuration_ttds import KINDS
+from .nodes_ttds import TTDSNodeTable, node_scores, plain_query
 from .priors_ttds import TTDSPriors
 from .trie_ttds import TTDSCandidates, TTDSTrie
 
@@ -172,8 +172,8 @@ def score_items(
     mask: Tensor,
     trie: TTDSTrie,
     items: Tensor,
-    kind: str = "item",
     priors: TTDSPriors | None = None,
+    users: TTDSNodeTable | None = None,
 ) -> Tensor:
     """Return the exact log-probabilities of items' semantic IDs after each prompt, per level.
 
@@ -183,8 +183,10 @@ def score_items(
         mask: 1 for tokens, 0 for padding, (batch, length).
         trie: The trie of the items.
         items: Item rows to score, (batch, num_candidates).
-        kind: `"item"`, or `"user"` where trie and rows are those of users.
         priors: As of `beam_search`.
+        users: Where trie and rows are those of users, what lies below its nodes: a user's code is
+            then taken among the children too, by its SID token and by how alike the user is to
+            the items of the prompt.
 
     Returns:
         The log-probability of the semantic ID up to each level, (batch, num_candidates,
@@ -192,7 +194,7 @@ def score_items(
     """
     prefix = TTDSPrefix(model, ids, mask)
     num_codes = model.config.item_tower.num_codes
-    block = KINDS.index(kind) * trie.num_levels * num_codes
+    block = 0 if users is None else trie.num_levels * num_codes
     start = model.config.sid_token_start + block
     states = prefix.state
     slot = torch.zeros_like(items)  # the candidate's node among its row's distinct nodes
@@ -200,12 +202,16 @@ def score_items(
     scores = []
     for depth in range(trie.num_levels):
         nodes = trie.node_of(items, depth + 1)
-        if kind == "item":
+        if users is None:
             log_probs, children = child_log_probs(model, prefix, states, distinct, depth, priors)
-            chosen = nodes - children[..., 0].gather(1, slot)  # children follow each other
         else:
-            log_probs = model.level_logits(states, kind, depth).float().log_softmax(-1)
-            chosen = trie.codes[depth + 1][nodes]
+            children, real = trie.children(distinct, depth)
+            codes = trie.codes[depth + 1][children]
+            logits = model.level_logits(states, "user", depth).float().gather(-1, codes)
+            query = plain_query(prefix.history.profiles).expand(*distinct.shape, -1)
+            logits = logits + node_scores(query, children, depth + 1, users)
+            log_probs = logits.masked_fill(~real, -torch.inf).log_softmax(-1)
+        chosen = nodes - children[..., 0].gather(1, slot)  # children follow each other
         scores.append(log_probs.flatten(1).gather(1, slot * log_probs.shape[-1] + chosen))
         if depth + 1 < trie.num_levels:
             parents = slot

@@ -172,8 +172,8 @@ class TTDSNodeHead(nn.Module):
     def _query(self, states: Tensor, profiles: Tensor, level: int) -> Tensor:
         state, profile = self.level(level)
         profiles = profiles.to(profile.dtype)
-        plain = profiles.sum(-2) * (PROFILE_SCALE / len(PROFILE_DECAYS))
-        return states.to(profile.dtype) @ state + plain + profiles.flatten(-2) @ profile
+        learnt = states.to(profile.dtype) @ state + profiles.flatten(-2) @ profile
+        return learnt + plain_query(profiles)
 
     def forward(
         self,
@@ -193,17 +193,39 @@ class TTDSNodeHead(nn.Module):
             depth: Depth of the children.
             table: The table of the trie.
         """
-        query = self._query(states, profiles, depth - 1)
-        query = query.to(torch.promote_types(query.dtype, torch.float32))
-        scores = self._product(query, table.centroids[depth], children)
-        if table.variances[depth] is not None:
-            scores = scores + self._product(query.square(), table.variances[depth], children) / 2
-        return scores + table.log_counts[depth][children]
+        return node_scores(self._query(states, profiles, depth - 1), children, depth, table)
 
-    def _product(self, query: Tensor, rows: Tensor, children: Tensor) -> Tensor:
-        if children.ndim == 1:
-            return query @ rows[children].to(query.dtype).T
-        return torch.einsum("...d,...cd->...c", query, rows[children].to(query.dtype))
+
+def node_scores(query: Tensor, children: Tensor, depth: int, table: TTDSNodeTable) -> Tensor:
+    """Return log n + q m + q^2 v / 2 of nodes, (..., num_children).
+
+    Args:
+        query: Queries q, (..., dim).
+        children: Nodes of the depth, (..., num_children) or, the same for all queries,
+            (num_children,).
+        depth: Depth of the children.
+        table: What lies below the trie's nodes: their number n, mean m and variance v.
+    """
+    query = query.to(torch.promote_types(query.dtype, torch.float32))
+    scores = _product(query, table.centroids[depth], children)
+    if table.variances[depth] is not None:
+        scores = scores + _product(query.square(), table.variances[depth], children) / 2
+    return scores + table.log_counts[depth][children]
+
+
+def _product(query: Tensor, rows: Tensor, children: Tensor) -> Tensor:
+    if children.ndim == 1:
+        return query @ rows[children].to(query.dtype).T
+    return torch.einsum("...d,...cd->...c", query, rows[children].to(query.dtype))
+
+
+def plain_query(profiles: Tensor) -> Tensor:
+    """Return the query that scores by the cosine similarity to profiles, (..., dim).
+
+    Args:
+        profiles: Profiles of histories, (..., num_profiles, dim).
+    """
+    return profiles.sum(-2) * (PROFILE_SCALE / len(PROFILE_DECAYS))
 
 
 def history_profiles(embeddings: tuple[Tensor, Tensor], items: Tensor, segments: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from .arguments_ttds import as_count, as_item_ids
 from .generation_ttds import beam_search, score_items
 from .lock_ttds import reading
+from .nodes_ttds import TTDSNodeTable
 from .recommendation_ttds import TTDSRecommendation, best_pairs, pad_prompts, pad_rows
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates, TTDSTrie
@@ -75,6 +76,9 @@ class TTDSQuestionsMixin:
     ) -> list[tuple[int, float]]:
         """Rank users by how likely they are to be the next to choose an item.
 
+        Said by the language model's tokens of their semantic IDs and by how alike their histories
+        are to the item.
+
         Args:
             item_id: The item.
             histories: Item ids of the users to rank, newest last.
@@ -82,8 +86,8 @@ class TTDSQuestionsMixin:
             top_k: Length of the list.
 
         Returns:
-            Pairs of position in `histories` and log-probability of the user's semantic ID, best
-            first.
+            Pairs of position in `histories` and log-probability of the user's semantic ID among
+            those of the users to rank, best first.
 
         Raises:
             ValueError: An item is unknown, or the model was not tuned for the question.
@@ -94,12 +98,16 @@ class TTDSQuestionsMixin:
         top_k = as_count(top_k, "top_k")
         if not rows:
             return []
-        sids = self.sids_of_users(pad_rows(earlier + rows, self.config.max_history, self.device))
+        padded = pad_rows(earlier + rows, self.config.max_history, self.device)
+        sids = self.sids_of_users(padded)
         prompt = self._prompt("next_user", items=[item], users=[list(range(len(earlier)))])
         trie = TTDSTrie.build(sids[len(earlier) :])
+        embeddings = self.user_embeddings(padded[len(earlier) :])
+        table = TTDSNodeTable.build(trie, self._project(torch.cat(embeddings, -1).float()))
         users = torch.arange(len(rows), device=self.device)[None]
         with evaluating(self):
-            scores = score_items(self, *self._bound([prompt], sids), trie, users, "user")[0, :, -1]
+            prompts = self._bound([prompt], sids)
+            scores = score_items(self, *prompts, trie, users, users=table)[0, :, -1]
         best, order = scores.sort(descending=True, stable=True)
         return list(zip(order.tolist(), best.tolist(), strict=True))[:top_k]
 

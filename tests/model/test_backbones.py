@@ -102,7 +102,8 @@ def test_an_adapter_trains_sid_tokens_and_towers_and_merges(backbones, name, tmp
         "--dataset_name", str(tmp_path / "data"), "--cache_dir", str(tmp_path / "cache"),
         "--output_dir", str(run), "--model_name_or_path", str(backbones / name), "--use_peft",
         "--refresh_steps", "2", "--tower_weight", "1", "--tower_grad_scale", "0.1",
-        "--tower_learning_rate", "1e-2", "--reranker", "false", "--memory", "false", "--learning_rate", "1e-2",
+        "--tower_learning_rate", "1e-2", "--reranker", "false", "--memory", "false",
+        "--learning_rate", "1e-2",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
