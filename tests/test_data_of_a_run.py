@@ -158,6 +158,8 @@ def test_repeats_are_told_merged_or_allowed(train, call, tmp_path):
     assert code == 0 and "targets are in" not in output
     found = {name: metrics(tmp_path / name)["test"]["popularity"] for name in ("told", "seen")}
     assert found["seen"]["HR@20"] > found["told"]["HR@20"]
+    cards = {name: (tmp_path / name / "README.md").read_text() for name in found}
+    assert "seen items among them" in cards["seen"] and "seen items left out" in cards["told"]
 
     # The model keeps it, for `recommend` and the scripts, until it is told otherwise.
     model = TTDSForCausalLM.from_pretrained(tmp_path / "seen").eval()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCard, EvalResult, ModelCardData
 
-from recipes.evaluation.report import LM_ONLY, TTDS
+from recipes.evaluation.report import LM_ONLY, MODES, TTDS
 
 if TYPE_CHECKING:
     from recipes.data.tables import Data
@@ -61,7 +61,7 @@ def card(
         _data(metrics),
         "## Results",
         *([STALE] if stale else []),
-        _results(rows, which),
+        _results(config, rows, which),
         "## Semantic IDs",
         _codes(config, metrics, rows),
         "## Cold start",
@@ -97,6 +97,7 @@ def data_facts(name: str | None, data: "Data") -> dict[str, Any]:
         "users": len(data.user_ids),
         "items": len(data.catalogue.item_ids),
         "interactions": sum(len(history) for history in data.histories),
+        "given_splits": data.given is not None,
     }
 
 
@@ -125,7 +126,7 @@ def _dataset(metrics: dict[str, Any]) -> str:
 
 
 def _main_row(rows: dict[str, dict]) -> dict[str, float]:
-    return rows[TTDS if TTDS in rows else LM_ONLY]
+    return rows[[mode for mode in MODES if mode in rows][-1]]
 
 
 def _metadata(model_id: str, metrics: dict[str, Any], which: str, stale: bool) -> ModelCardData:
@@ -226,14 +227,22 @@ def _data(metrics: dict[str, Any]) -> str:
         )
     if "data_sha256" in metrics:
         text += f"\n\nSHA-256 of the data as read: `{metrics['data_sha256']}`."
+    split = (
+        "Leave-one-out split: the last interaction of a user is the test target, the one before it "
+        "the validation target."
+    )
+    if data.get("given_splits"):
+        split = (
+            "The data set's own splits: the first interaction of a user in its validation and test "
+            "split is the target."
+        )
     return text + (
-        "\n\nLeave-one-out split: the last interaction of a user is the test target, the one "
-        "before it the validation target. Towers, language model and co-occurrence memory learn "
-        "from the rest; the re-ranker, where there is one, is fitted on the validation targets."
+        f"\n\n{split} Towers, language model and co-occurrence memory learn from the rest; the "
+        "re-ranker, where there is one, is fitted on the validation targets."
     )
 
 
-def _results(rows: dict[str, dict], which: str) -> str:
+def _results(config: dict[str, Any], rows: dict[str, dict], which: str) -> str:
     lines = [
         "| | " + " | ".join(COLUMNS) + " |",
         "|---|" + "---:|" * len(COLUMNS),
@@ -242,9 +251,10 @@ def _results(rows: dict[str, dict], which: str) -> str:
         cells = (f"{row[column]:.4f}" if column in row else "" for column in COLUMNS)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     users = _main_row(rows)["users"]
+    seen = "left out" if config.get("exclude_seen", True) else "among them"
     notes = (
         f"{which.capitalize()} split, {users} users, full ranking of the catalogue, seen items "
-        "left out. `coverage@10` is the share of the catalogue that stands in anybody's top ten."
+        f"{seen}. `coverage@10` is the share of the catalogue that stands in anybody's top ten."
     )
     if TTDS in rows:
         notes += (
