@@ -18,7 +18,7 @@ help:            ## list the targets
 	@touch $@
 
 demo: .venv/installed   ## train on the generated data set, print the table
-	$(BIN)/accelerate launch recipes/sft.py
+	$(BIN)/accelerate launch --num_cpu_threads_per_process 2 recipes/sft.py
 
 test: .venv/installed   ## run the tests
 	$(BIN)/python $(PYTEST)

@@ -311,7 +311,7 @@ class TTDSTrainingArguments(SFTConfig):
     """`SFTConfig` with the defaults of the demo."""
 
     output_dir: str | None = field(default="outputs/demo")
-    num_train_epochs: float = 14
+    num_train_epochs: float = 6
     per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 64
     learning_rate: float = 3e-3
