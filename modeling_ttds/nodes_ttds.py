@@ -12,6 +12,9 @@ from .trie_ttds import TTDSTrie
 
 # Weight of a history's item per step into the past, of each profile; 0 leaves its newest alone.
 PROFILE_DECAYS = (0.9, 0.6, 0.0)
+# A product with all nodes of a depth is faster than gathering those in question, up to so many
+# times as many.
+SMALL = 32
 PROFILE_SCALE = 5.0  # weight of the plain cosine similarity that the profiles start from
 
 
@@ -216,6 +219,8 @@ def node_scores(query: Tensor, children: Tensor, depth: int, table: TTDSNodeTabl
 def _product(query: Tensor, rows: Tensor, children: Tensor) -> Tensor:
     if children.ndim == 1:
         return query @ rows[children].to(query.dtype).T
+    if len(rows) <= SMALL * children.shape[-1]:
+        return (query @ rows.to(query.dtype).T).gather(-1, children)
     return torch.einsum("...d,...cd->...c", query, rows[children].to(query.dtype))
 
 
