@@ -322,14 +322,13 @@ def test_half_precision_spares_no_part_of_the_language_model():
 
 
 def test_space_holds_the_page_and_names_the_model(folder, server, publish, tmp_path):
-    for name in ("recipes/publish.py", "recipes/hub", "pyproject.toml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    printed = publish(folder, "--space", "org/demo", root=tmp_path, ok=False)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    copied = {"root": tmp_path, "PYTHONPATH": str(tmp_path)}
+    printed = publish(folder, "--space", "org/demo", **copied, ok=False)
     assert "app.py is missing" in printed and not server.repos
     (tmp_path / "app.py").write_text("import gradio, torch, transformers\n")
-    printed = publish(folder, "--space", "org/demo", root=tmp_path)
+    printed = publish(folder, "--space", "org/demo", **copied)
     space = server.repos["space", "org/demo"]
     files = published(server, "space", "org/demo")
     assert set(files) == {"app.py", "requirements.txt", "README.md"}
