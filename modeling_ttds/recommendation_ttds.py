@@ -12,7 +12,7 @@ from .generation_ttds import beam_search, score_items
 from .lock_ttds import reading
 from .priors_ttds import TTDSNodeStatistics, TTDSPriors
 from .records_ttds import as_text
-from .reranker_ttds import TTDSRecall
+from .reranker_ttds import TEXT_TEMPERATURE, TTDSRecall
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
 
@@ -67,7 +67,8 @@ class TTDSRecommendationMixin:
             batch_size: Users per step.
             rerank: Whether co-occurrence memory and re-ranker join in, where the model has them;
                 otherwise the list is what the language model generates.
-            queries: What each user is looking for, in words; the language model answers alone.
+            queries: What each user is looking for, in words; the language model answers, and
+                likeness of text.
             memory: Whether the priors of the co-occurrence memory join the beam search, where the
                 model has them; without them and without `rerank` the language model answers alone.
 
@@ -207,7 +208,8 @@ class TTDSRecommendationMixin:
             num_beams: Prefixes kept per level.
             batch_size: Users per step.
             rerank: Whether co-occurrence memory and re-ranker join in, where the model has them.
-            queries: What each user is looking for, in words; the language model answers alone.
+            queries: What each user is looking for, in words; the language model answers, and
+                likeness of text.
             memory: Whether the priors join the beam search, where the model has them.
         """
         num_items = len(self.item_sids)
@@ -246,6 +248,10 @@ class TTDSRecommendationMixin:
                         shown, prompts, items, forbidden, number
                     )
                     items, scores = self._join(items, features)
+                elif queries is not None:
+                    asked = [queries[u] for u in users]
+                    forbidden = self.forbidden(excluded, allowed)
+                    items, scores = self._by_text(asked, prompts, items, forbidden, top_k)
                 lists += best_pairs(items, scores, top_k)
         return [pairs for _, pairs in sorted(zip(order, lists, strict=True))]
 
@@ -316,11 +322,30 @@ class TTDSRecommendationMixin:
             forbidden,
         )
         proposed = recall.candidates(number)
-        repeated = (beams[:, :, None] == proposed[:, None]).any(-1)
-        items = torch.cat([proposed, beams.masked_fill(repeated, -1)], 1)
+        items = _with_beams(proposed, beams)
         known = items.clamp_min(0)
         log_probs = score_items(self, *prompts, self.trie, known)
         return items, recall.features(known, log_probs)
+
+    def _by_text(
+        self,
+        queries: Sequence[str],
+        prompts: tuple[Tensor, Tensor],
+        beams: Tensor,
+        forbidden: Tensor,
+        top_k: int,
+    ) -> tuple[Tensor, Tensor]:
+        # The language model's log-probability plus likeness of text, among beams and nearest texts.
+        cosines = (self.embed_texts(queries) @ self.item_text.T).masked_fill(forbidden, -torch.inf)
+        number = min(max(NUM_CANDIDATES, top_k), cosines.shape[1])
+        best, proposed = cosines.topk(number, dim=1)
+        items = _with_beams(proposed.masked_fill(best == -torch.inf, -1), beams)
+        known = items.clamp_min(0)
+        log_probs = score_items(self, *prompts, self.trie, known)[..., -1]
+        scores = log_probs + cosines.gather(1, known) / TEXT_TEMPERATURE
+        scores = scores.masked_fill(items < 0, -torch.inf).log_softmax(1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return items.gather(1, order), scores
 
     def _join(self, items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         scores = self.reranker(features).masked_fill(items < 0, -torch.inf).log_softmax(1)
@@ -371,6 +396,12 @@ class TTDSRecommendationMixin:
                     prompt.append(token)
             prompts.append(prompt)
         return pad_prompts(prompts, self.device)
+
+
+def _with_beams(proposed: Tensor, beams: Tensor) -> Tensor:
+    """Return proposed items and, behind them, the beams that are not among them."""
+    repeated = (beams[:, :, None] == proposed[:, None]).any(-1)
+    return torch.cat([proposed, beams.masked_fill(repeated, -1)], 1)
 
 
 def best_pairs(items: Tensor, scores: Tensor, top_k: int) -> list[list[tuple[int, float]]]:
