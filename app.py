@@ -40,9 +40,6 @@ def with_item(model: nn.Module, item: dict[str, str]) -> nn.Module:
     """
     more = copy.copy(model)
     more._buffers, more._modules = dict(model._buffers), dict(model._modules)
-    if model.config.has_reranker:
-        more._modules["cooccurrence"] = copy.copy(model.cooccurrence)
-        more.cooccurrence._buffers = dict(model.cooccurrence._buffers)
     more.config, more.tokenizer = copy.copy(model.config), copy.copy(model.tokenizer)
     more.add_items([item])
     return more

@@ -137,10 +137,9 @@ class TTDSNodeHead(nn.Module):
     """Scores the children of a node by a query against the items below them.
 
     At every level the query q joins the language model's state with the history's profiles, which
-    are unit means of the embeddings of its items. A child with n items of mean m
-    and variance v below it gets log n + q m + q^2 v / 2: the log of the summed exp(q x) over its
-    items x, up to the second order. The profiles' part is a bilinear similarity; it starts as the
-    plain one.
+    are unit means of the embeddings of its items. A child with n items of mean m and variance v
+    below it gets log n + q m + q^2 v / 2: the log of the summed exp(q x) over its items x, up to
+    the second order. The profiles' part is a bilinear similarity; it starts as the plain one.
 
     Args:
         config: Gives levels and widths.

@@ -151,13 +151,6 @@ class TTDSPriors:
         self.era = era.sum(1) / real.sum(1).clamp_min(1)
         self.some = real.any(1)
 
-    def __getitem__(self, rows: Tensor) -> "TTDSPriors":
-        part = object.__new__(TTDSPriors)
-        part.trie, part.statistics = self.trie, self.statistics
-        for name in ("places", "running", "length", "era", "some"):
-            setattr(part, name, getattr(self, name)[rows])
-        return part
-
     def _mass(self, begin: Tensor, end: Tensor) -> Tensor:
         """Return the mass between sorted positions, (batch, ..., statistics)."""
         flat = torch.stack([begin, end]).flatten(2)  # (2, batch, m)

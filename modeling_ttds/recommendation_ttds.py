@@ -247,7 +247,7 @@ class TTDSRecommendationMixin:
                     items, features = self.reranker_features(
                         shown, prompts, items, forbidden, number
                     )
-                    items, scores = self._join(items, features)
+                    items, scores = _best_first(items, self.reranker(features))
                 elif queries is not None:
                     asked = [queries[u] for u in users]
                     forbidden = self.forbidden(excluded, allowed)
@@ -342,15 +342,7 @@ class TTDSRecommendationMixin:
         items = _with_beams(proposed.masked_fill(best == -torch.inf, -1), beams)
         known = items.clamp_min(0)
         log_probs = score_items(self, *prompts, self.trie, known)[..., -1]
-        scores = log_probs + cosines.gather(1, known) / TEXT_TEMPERATURE
-        scores = scores.masked_fill(items < 0, -torch.inf).log_softmax(1)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        return items.gather(1, order), scores
-
-    def _join(self, items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.reranker(features).masked_fill(items < 0, -torch.inf).log_softmax(1)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        return items.gather(1, order), scores
+        return _best_first(items, log_probs + cosines.gather(1, known) / TEXT_TEMPERATURE)
 
     @property
     def labels(self) -> Tensor:
@@ -402,6 +394,13 @@ def _with_beams(proposed: Tensor, beams: Tensor) -> Tensor:
     """Return proposed items and, behind them, the beams that are not among them."""
     repeated = (beams[:, :, None] == proposed[:, None]).any(-1)
     return torch.cat([proposed, beams.masked_fill(repeated, -1)], 1)
+
+
+def _best_first(items: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return candidates and their log-probabilities among them, best first; -1 pads the items."""
+    scores = logits.masked_fill(items < 0, -torch.inf).log_softmax(1)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return items.gather(1, order), scores
 
 
 def best_pairs(items: Tensor, scores: Tensor, top_k: int) -> list[list[tuple[int, float]]]:

@@ -82,7 +82,7 @@ class TTDSRecall:
     """What co-occurrence memory and embeddings say of every item after a batch of histories.
 
     Args:
-        co-occurrence memory: The co-occurrence memory.
+        cooccurrence: The co-occurrence memory.
         item_text: Text embeddings of the items, (num_items, text_dim).
         item_collaborative: Collaborative embeddings, (num_items, collaborative_dim).
         labels: Brand and category of every item as numbers, -1 for none, (num_items, 2).
