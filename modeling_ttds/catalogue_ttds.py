@@ -22,6 +22,8 @@ from .tokenization_ttds import TTDSTable, TTDSTokenizer
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSTrie
 
+LIKENESS = 0.05  # temperature of the likeness of texts that a new item is placed by
+MOST_LIKES, MOST_PAIRS, CHUNK = 2**18, 2**28, 512  # known items looked at, products, at once
 CATALOGUE_FILE = "catalogue.jsonl"
 FIELDS = ("item_id", "title", "brand", "categories")  # what the catalogue keeps of an item
 
@@ -145,7 +147,8 @@ class TTDSCatalogueMixin:
             text_embeddings: Their text embeddings, (len(items), text_dim), of any length each; by
                 default made from their text by `embed_texts`.
             histories: Histories that hold new items, as item ids, if there are any yet: a new
-                item's collaborative embedding is the mean of the known items' beside it.
+                item's collaborative embedding is the mean of the known items' beside it; without
+                any, of those with like texts.
 
         Raises:
             ValueError: An item id is missing, known or there twice, a field holds no text, an
@@ -172,11 +175,9 @@ class TTDSCatalogueMixin:
                     "`text_embeddings` or `histories`.",
                     stacklevel=3,
                 )
-            with evaluating(self.item_tower):
-                latents = self.item_tower.encode(text, collaborative).mean
-            codebooks = self.item_tower.codebooks
-            nearest = self.item_tower.quantise(latents).codes
-            sids = unique_sids(latents, codebooks, nearest, taken=self.item_sids)
+            alone = ~collaborative.any(1)
+            collaborative[alone] = self.collaborative_of_texts(text[alone])
+            sids = self.sids_of_new(text, collaborative, taken=self.item_sids)
             tables = {
                 name: torch.cat([getattr(self, name), rows])
                 for name, rows in (
@@ -191,6 +192,45 @@ class TTDSCatalogueMixin:
             known = torch.arange(first, device=self.device)
             rows = F.pad(known, (0, len(records)), value=-1)
             self._swap(tables, entries, row_of, rows, lambda memory: memory.extend(len(records)))
+
+    def sids_of_new(self, text: Tensor, collaborative: Tensor, taken: Tensor) -> Tensor:
+        """Return unique semantic IDs for items that join, (num_new, num_levels).
+
+        Args:
+            text: Their text embeddings, (num_new, text_dim).
+            collaborative: Their collaborative embeddings, (num_new, collaborative_dim).
+            taken: Semantic IDs of the others, (num_taken, num_levels).
+        """
+        with evaluating(self.item_tower), torch.no_grad():
+            latents = self.item_tower.encode(text, collaborative).mean
+        nearest = self.item_tower.quantise(latents).codes
+        return unique_sids(latents, self.item_tower.codebooks, nearest, taken=taken)
+
+    @torch.no_grad()
+    def collaborative_of_texts(self, text: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return what collaborative embeddings items of these texts may have, from their likes.
+
+        Each is the mean over the known items, weighted by exp(cosine of texts / `LIKENESS`)
+        (Nadaraya-Watson regression); a text that nothing is known of gets a zero row.
+
+        Args:
+            text: Text embeddings, (num_new, text_dim).
+            known: Rows of the items to learn from; by default all that have an embedding.
+        """
+        if known is None:
+            known = self.item_collaborative.any(1).nonzero()[:, 0]
+        # What is learnt from a hundred thousand items is learnt from every so-manieth of a million.
+        most = max(1, min(MOST_LIKES, MOST_PAIRS // max(len(text), 1)))
+        known = known[:: -(-len(known) // most) or 1]
+        means = self.item_collaborative.new_zeros(len(text), self.item_collaborative.shape[1])
+        if not len(known):
+            return means
+        others = F.normalize(self.item_text[known], dim=-1)
+        for rows in torch.arange(len(text), device=text.device).split(CHUNK):
+            cosines = F.normalize(text[rows], dim=-1) @ others.T
+            weights = (cosines / LIKENESS).softmax(1).to(means.dtype)
+            means[rows] = weights @ self.item_collaborative[known]
+        return F.normalize(means, dim=-1) * text.any(1, keepdim=True)
 
     def _text_of_new(self, records: list[dict[str, str]], given: Any) -> Tensor:
         if given is None:

@@ -17,7 +17,7 @@ from .trie_ttds import TTDSTrie
 
 DECAYS = (0.5, 0.0, 0.8)  # of each statistic, per step into the past
 UNIFORM = 0.05  # share of every prior that is spread over the catalogue
-ITEM_FEATURES = ("popularity", "recent", "era", "era_gap", "era_distance")
+ITEM_FEATURES = ("popularity", "recent", "era", "era_gap", "era_distance", "new")
 CONTEXT = ("length", *STATISTICS)  # how long the history is; how much each prior knows below a node
 FEATURES = ("lm", *STATISTICS, "items", *ITEM_FEATURES, *CONTEXT)
 
@@ -80,10 +80,12 @@ class TTDSNodeStatistics:
         log_shares: Per depth, the log of the share of popularity and recent popularity below a
             node among those of its parent, (num_nodes, 2).
         eras: Per depth, the mean era of the items below a node, (num_nodes,).
+        new: Per depth, the share of the items below a node that nobody chose yet, (num_nodes,).
     """
 
     log_shares: list[Tensor]
     eras: list[Tensor]
+    new: list[Tensor]
 
     @classmethod
     def build(cls, trie: TTDSTrie, memory: TTDSCooccurrence) -> "TTDSNodeStatistics":
@@ -100,19 +102,21 @@ class TTDSNodeStatistics:
         counts = [
             torch.where(known, c, c.sum() / known.sum().clamp_min(1)) for c in (popularity, recent)
         ]
-        columns = torch.stack([counts[0] + 0.25, counts[1] + 1e-6, era], 1)
+        columns = torch.stack([counts[0] + 0.25, counts[1] + 1e-6, era, (~known).double()], 1)
         running = F.pad(columns.cumsum(0), (0, 0, 1, 0))
-        log_shares, eras, above = [], [], None
+        log_shares, eras, new, above = [], [], [], None
         for depth, first in enumerate(trie.first_item):
             sums = running[first[1:]] - running[first[:-1]]
-            eras.append((sums[:, 2] / first.diff()).float())
+            means = (sums[:, 2:] / first.diff()[:, None]).float()
+            eras.append(means[:, 0])
+            new.append(means[:, 1])
             if depth == 0:
                 log_shares.append(torch.zeros(1, 2, device=first.device))
             else:
                 parents = torch.repeat_interleave(trie.first_child[depth - 1].diff())
                 log_shares.append((sums[:, :2] / above[parents]).log().float())
             above = sums[:, :2]
-        return cls(log_shares, eras)
+        return cls(log_shares, eras, new)
 
 
 class TTDSPriors:
@@ -187,7 +191,7 @@ class TTDSPriors:
             ratio,
             (sizes / total).log()[..., None],
             self.statistics.log_shares[level + 1][children],
-            torch.stack([era, gap, gap.abs()], -1),
+            torch.stack([era, gap, gap.abs(), self.statistics.new[level + 1][children]], -1),
             self.length.view(shape).expand(children.shape)[..., None],
             known,
         ]

@@ -231,8 +231,8 @@ class RerankerOptions(_Group):
     )
     cold_item_dropout: float = _option(
         0.1,
-        "Share of the candidates that the re-ranker, while it is fitted, sees as if nobody had "
-        "chosen them, so that it can judge new items.",
+        "How often a step of their fits shows priors and re-ranker a user as if a fifth of the "
+        "items had just been added, so that they can judge new items.",
     )
 
     def __post_init__(self):

@@ -34,7 +34,11 @@ class NodeChoices:
 
 @torch.no_grad()
 def node_choices(
-    model: TTDSForCausalLM, split: Split, which: str, batch_size: int = 128
+    model: TTDSForCausalLM,
+    split: Split,
+    which: str,
+    most: int | None = None,
+    batch_size: int = 128,
 ) -> list[NodeChoices]:
     """Follow every user's target down the trie, one result per level.
 
@@ -42,10 +46,11 @@ def node_choices(
         model: A model with a co-occurrence memory and a prior head.
         split: The split.
         which: `"validation"` or `"test"`.
+        most: How many users are followed; None for all.
         batch_size: Users per step.
     """
     model.eval()
-    users, trie = split.users(which), model.trie
+    users, trie = split.users(which)[:most], model.trie
     targets = torch.from_numpy(split.targets(which)[users]).to(model.device)
     first = model.config.sid_token_start
     found = [[] for _ in range(trie.num_levels)]
@@ -86,7 +91,9 @@ def _joined(parts: list[NodeChoices]) -> NodeChoices:
 
 def fit_priors(
     choices: list[NodeChoices],
+    new: list[NodeChoices] | None = None,
     *,
+    cold_item_dropout: float = 0.0,
     num_epochs: int = 24,
     batch_size: int = 128,
     learning_rate: float = 3e-3,
@@ -97,6 +104,8 @@ def fit_priors(
 
     Args:
         choices: As of `node_choices`.
+        new: The same of a model `with_newcomers`, for the first of the users.
+        cold_item_dropout: How often a step shows a user as of `new`.
         num_epochs: Epochs over the users.
         batch_size: Users per step.
         learning_rate: Of AdamW; it falls to zero as a cosine.
@@ -106,17 +115,23 @@ def fit_priors(
     torch.manual_seed(seed)
     head = TTDSPriorHead(len(choices))
     head.reset()
+    num_users = len(choices[0].chosen)
+    num_new = len(new[0].chosen) if new and cold_item_dropout else 0
+    if num_new:
+        choices = [_joined(list(both)) for both in zip(choices, new, strict=True)]
     for level, choice in enumerate(choices):
         flat = choice.features[choice.real]
         head.mean[level] = flat.mean(0)
         head.std[level] = flat.std(0).clamp_min(1e-3)
-    num_users = len(choices[0].chosen)
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-2)
     steps = num_epochs * -(-num_users // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     head.train()
     for _ in tqdm(range(num_epochs), desc=f"fit {name}", unit="epoch"):
         for users in torch.randperm(num_users).split(batch_size):
+            if num_new:
+                shown = (users < num_new) & (torch.rand(len(users)) < cold_item_dropout)
+                users = users + num_users * shown
             optimizer.zero_grad()
             prior_loss(head, [choice[users] for choice in choices]).backward()
             optimizer.step()
@@ -125,22 +140,34 @@ def fit_priors(
 
 
 def cross_fit_priors(
-    choices: list[NodeChoices], *, num_folds: int = 4, seed: int = 0
+    choices: list[NodeChoices],
+    new: list[NodeChoices] | None = None,
+    *,
+    cold_item_dropout: float = 0.0,
+    num_folds: int = 4,
+    seed: int = 0,
 ) -> tuple[TTDSPriorHead, list[TTDSPriorHead]]:
     """Return the head of all users, and one per fold that has not seen it.
 
     Args:
         choices: As of `node_choices`.
+        new: As of `fit_priors`.
+        cold_item_dropout: As of `fit_priors`.
         num_folds: Number of folds; the n-th user is in the n-th of them, and so on around.
         seed: As of `fit_priors`.
     """
     folds = torch.arange(len(choices[0].chosen)) % num_folds
+    fit = {"cold_item_dropout": cold_item_dropout, "seed": seed}
     heads = []
     for fold in range(num_folds):
         rest = (folds != fold).nonzero()[:, 0]
+        parts = [
+            level and [choice[rest[rest < len(choice.chosen)]] for choice in level]
+            for level in (choices, new)
+        ]
         name = f"prior head, part {fold + 1} of {num_folds}"
-        heads.append(fit_priors([choice[rest] for choice in choices], seed=seed, name=name))
-    return fit_priors(choices, seed=seed), heads
+        heads.append(fit_priors(*parts, **fit, name=name))
+    return fit_priors(choices, new, **fit), heads
 
 
 def prior_loss(head: TTDSPriorHead, choices: list[NodeChoices]) -> Tensor:

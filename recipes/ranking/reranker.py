@@ -1,7 +1,7 @@
 """Fit the re-ranker on validation targets, and measure what each part brings."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from modeling_ttds.generation_ttds import beam_search
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.priors_ttds import TTDSPriorHead
 from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
-from modeling_ttds.reranker_ttds import BLEND, FEATURES, FLOOR, MODEL_FEATURES, TTDSReranker
+from modeling_ttds.reranker_ttds import FEATURES, MODEL_FEATURES, TTDSReranker
 from modeling_ttds.trie_ttds import TTDSCandidates
 from recipes.config import RerankerOptions
 from recipes.data.split import Split
@@ -30,18 +30,55 @@ from recipes.evaluation.report import (
 )
 from recipes.index.embeddings import cached, hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
+from recipes.ranking.newcomers import MOST_USERS, with_newcomers
 from recipes.ranking.priors import cross_fit_priors, node_choices
 
 NUM_FOLDS = 4
 AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
-OF_NEW = dict.fromkeys(  # what features say of an item that nobody has chosen
-    ("counts", "links", "log_popularity", "log_late", "log_recent", "era", "collaborative",
-     "last_collaborative", "nearest_collaborative"), 0.0,
-) | dict.fromkeys(
-    ("log_counts", "log_follow", "log_cooccurrence", "log_strongest", "log_last_cooccurrence",
-     "log_newest_follow"), math.log(FLOOR),
-)  # fmt: skip
 CODE = [Path(file).read_text("utf-8") for file in (__file__, reranker_ttds.__file__)]
+
+
+@dataclass(frozen=True)
+class RankedUsers:
+    """Users with what is ranked for them; all on the CPU.
+
+    Args:
+        items: Item rows of the candidates, padded with -1, (num_users, num_candidates).
+        features: (num_users, num_candidates, num_features).
+        target: Which candidate is the target, or -1, (num_users,).
+    """
+
+    items: Tensor
+    features: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, users: Tensor | slice) -> "RankedUsers":
+        return RankedUsers(self.items[users], self.features[users], self.target[users])
+
+    def split(self, size: int) -> list["RankedUsers"]:
+        """Return the users in parts.
+
+        Args:
+            size: Users per part.
+        """
+        return [self[first : first + size] for first in range(0, len(self), size)]
+
+    def followed_by(self, others: "RankedUsers") -> "RankedUsers":
+        """Return these users and, behind them, others.
+
+        Args:
+            others: The others.
+        """
+        width = max(self.items.shape[1], others.items.shape[1])
+        parts = [(part, width - part.items.shape[1]) for part in (self, others)]
+        return RankedUsers(
+            torch.cat([F.pad(part.items, (0, missing), value=-1) for part, missing in parts]),
+            torch.cat([F.pad(part.features, (0, 0, 0, missing)) for part, missing in parts]),
+            torch.cat([part.target for part, _ in parts]),
+        )
 
 
 @torch.no_grad()
@@ -52,8 +89,9 @@ def reranker_data(
     num_beams: int,
     heads: Sequence[TTDSPriorHead],
     rerank: bool = True,
+    most: int | None = None,
     batch_size: int = 64,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, dict[str, Tensor]]:
+) -> tuple[RankedUsers | None, dict[str, Tensor]]:
     """Generate for every user with a target; collect candidates of the re-ranker and features.
 
     Args:
@@ -64,16 +102,15 @@ def reranker_data(
         heads: The prior heads; the n-th user is searched for with the n-th of them, and so on
             around, so that none has seen its user's target.
         rerank: Whether candidates are wanted.
+        most: For how many users; None for all.
         batch_size: Users per step.
 
     Returns:
-        Item rows, padded with -1, (num_users, num_candidates), features, (num_users,
-        num_candidates, num_features), which candidate is the target, or -1, (num_users,), and, per
-        row of a table, what is generated, padded with -1, (num_users, num_beams); all on the CPU.
-        The first three are None without `rerank`.
+        The users, None without `rerank`, and, per row of a table, what is generated for them,
+        padded with -1, (num_users, num_beams), on the CPU.
     """
     model.eval()
-    users = split.users(which)
+    users = split.users(which)[:most]
     folds = torch.arange(len(users)) % len(heads)
     order = folds.argsort(stable=True)
     items, features, generated = [], [], {LM_ONLY: [], GENERATED: []}
@@ -99,21 +136,16 @@ def reranker_data(
     back = order.argsort()
     generated = {row: torch.cat(parts)[back] for row, parts in generated.items()}
     if not rerank:
-        return None, None, None, generated
+        return None, generated
     items, features = torch.cat(items)[back], torch.cat(features)[back]
-    return items, features, _place(items, split, which), generated
-
-
-def _place(items: Tensor, split: Split, which: str) -> Tensor:
-    """Return which of the candidates is the target, or -1, (num_users,)."""
-    match = items == torch.from_numpy(split.targets(which)[split.users(which)])[:, None]
-    return torch.where(match.any(1), match.int().argmax(1), -1)
+    match = items == torch.from_numpy(split.targets(which)[users])[:, None]
+    target = torch.where(match.any(1), match.int().argmax(1), -1)
+    return RankedUsers(items, features, target), generated
 
 
 def fit_reranker(
-    items: Tensor,
-    features: Tensor,
-    target: Tensor,
+    users: RankedUsers,
+    new: RankedUsers | None = None,
     *,
     num_epochs: int = 16,
     batch_size: int = 128,
@@ -126,53 +158,52 @@ def fit_reranker(
     """Fit a re-ranker by softmax cross-entropy over candidates.
 
     Args:
-        items: Item rows, padded with -1, (num_users, num_candidates).
-        features: (num_users, num_candidates, num_features).
-        target: Which candidate each user chose, -1 where it is none of them, (num_users,).
+        users: What is ranked for each user; users without their target teach nothing.
+        new: The same of a model `with_newcomers`, for the first of the users.
         num_epochs: Epochs over the users.
         batch_size: Users per step.
         learning_rate: Of AdamW.
-        cold_item_dropout: Share of the candidates that each step shows `as_new`.
+        cold_item_dropout: How often a step shows a user as of `new`.
         seed: Seed of weights, order and dropout.
         name: What the progress bar calls it.
         folder: Keeps the fit when it is finished; the same fit is not made twice.
     """
     torch.manual_seed(seed)
-    found = target >= 0
-    items, features, target = items[found], features[found], target[found]
     reranker = TTDSReranker(len(FEATURES))
-    if not len(features):
+    num_users, found = len(users), (users.target >= 0).nonzero()[:, 0]
+    if not len(found):
         print(f"{name}: no target is among the candidates, so they stay in their order.")
         for parameter in reranker.parameters():
             parameter.detach().zero_()
         return reranker.eval()
+    also_new = torch.zeros(num_users, dtype=torch.bool)
+    if new and cold_item_dropout:
+        also_new[: len(new)] = new.target >= 0
+        users = users.followed_by(new)
 
     def fit() -> Tensor:
-        flat = features[items >= 0]
+        flat = users.features[users.items >= 0]
         reranker.mean.copy_(flat.mean(0))
         reranker.std.copy_(flat.std(0).clamp_min(1e-6))
         optimizer = torch.optim.AdamW(reranker.parameters(), lr=learning_rate, weight_decay=1e-2)
-        steps = num_epochs * -(-len(features) // batch_size)
+        steps = num_epochs * -(-len(found) // batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         reranker.train()
         for _ in tqdm(range(num_epochs), desc=name, unit="epoch"):
-            for rows in torch.randperm(len(features)).split(batch_size):
+            for rows in found[torch.randperm(len(found))].split(batch_size):
+                shown = also_new[rows] & (torch.rand(len(rows)) < cold_item_dropout)
                 optimizer.zero_grad()
-                for part in rows.split(AT_ONCE):
-                    shown = features[part]
-                    if cold_item_dropout:
-                        hidden = torch.rand(shown.shape[:2]) < cold_item_dropout
-                        new = as_new(items[part], shown)
-                        shown = torch.where(hidden[..., None], new, shown)
-                    scores = reranker(shown).masked_fill(items[part] < 0, -torch.inf)
-                    loss = F.cross_entropy(scores, target[part], reduction="sum") / len(rows)
+                for part in users[rows + num_users * shown].split(AT_ONCE):
+                    scores = reranker(part.features).masked_fill(part.items < 0, -torch.inf)
+                    loss = F.cross_entropy(scores, part.target, reduction="sum") / len(rows)
                     loss.backward()
                 optimizer.step()
                 schedule.step()
         return torch.cat([tensor.flatten() for tensor in reranker.state_dict().values()])
 
     settings = [num_epochs, batch_size, learning_rate, cold_item_dropout, seed]
-    key = {"data": hashed(items, features, target), "settings": settings, "code": CODE}
+    data = hashed(users.items, users.features, users.target)
+    key = {"data": data, "settings": settings, "code": CODE}
     state = reranker.state_dict().values()
     kept = cached(folder, "reranker", key, fit).split([tensor.numel() for tensor in state])
     for tensor, values in zip(state, kept, strict=True):
@@ -180,33 +211,9 @@ def fit_reranker(
     return reranker.eval()
 
 
-def as_new(items: Tensor, features: Tensor) -> Tensor:
-    """Return features as every candidate would have them if nobody had chosen it yet.
-
-    A re-ranker that sees some candidates so while it is fitted learns to judge new items by what is
-    left (DropoutNet, Volkovs et al. 2017): text, brand, category, and the language model's first
-    code. For whole codes the language model has never seen its log-probability says little, so it
-    is that of another candidate, drawn at random.
-
-    Args:
-        items: Item rows, padded with -1, (num_users, num_candidates).
-        features: (num_users, num_candidates, num_features).
-    """
-    column = dict(zip(FEATURES, features.unbind(-1), strict=True))
-    other = (items >= 0).float().multinomial(items.shape[1], replacement=True)
-    step = (column["era_step"] - column["era"]) * (column["log_length"] > 0)
-    new = {name: torch.full_like(column[name], value) for name, value in OF_NEW.items()}
-    new |= {name: column[name].gather(1, other) for name in ("lm", "lm_gap")}
-    new["log_blend"] = (BLEND * column["text"] + FLOOR).log()
-    # Of the history's mean era only distances are known; its last item's era stands for it.
-    new |= {"era_step": step, "era_distance": step.abs(), "history_era_distance": step.abs()}
-    return torch.stack(list((column | new).values()), dim=-1)
-
-
 def cross_fit(
-    items: Tensor,
-    features: Tensor,
-    target: Tensor,
+    users: RankedUsers,
+    new: RankedUsers | None = None,
     *,
     num_folds: int = NUM_FOLDS,
     seed: int = 0,
@@ -216,58 +223,56 @@ def cross_fit(
     """Return ranked lists of users whose own targets their re-ranker has not seen, (num_users, 20).
 
     Args:
-        items: Item rows, padded with -1, (num_users, num_candidates).
-        features: (num_users, num_candidates, num_features).
-        target: Which candidate is the target, or -1, (num_users,).
+        users: As of `fit_reranker`.
+        new: As of `fit_reranker`.
         num_folds: Parts the users are dealt into.
         seed: Seed of the deal and of every fit.
         name: What the progress bars call it.
         **fit: As of `fit_reranker`.
     """
-    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
-    lists = torch.full((len(items), min(20, items.shape[1])), -1)
+    order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
+    lists = torch.full((len(users), min(20, users.items.shape[1])), -1)
     for fold in range(num_folds):
         held = order[fold::num_folds]
-        rest = torch.ones(len(items), dtype=torch.bool)
+        rest = torch.ones(len(users), dtype=torch.bool)
         rest[held] = False
+        rest = rest.nonzero()[:, 0]
         part = f"{name}, part {fold + 1} of {num_folds}"
-        reranker = fit_reranker(
-            items[rest], features[rest], target[rest], seed=seed, name=part, **fit
+        also = new and new[rest[rest < len(new)]]
+        lists[held] = ranked(
+            fit_reranker(users[rest], also, seed=seed, name=part, **fit), users[held]
         )
-        lists[held] = ranked(reranker, items[held], features[held])
     return lists
 
 
 @torch.no_grad()
-def ranked(reranker: TTDSReranker, items: Tensor, features: Tensor) -> Tensor:
+def ranked(reranker: TTDSReranker, users: RankedUsers) -> Tensor:
     """Return the best 20 candidates by the re-ranker, padded with -1, (num_users, 20).
 
     Args:
         reranker: The re-ranker.
-        items: Item rows, padded with -1, (num_users, num_candidates).
-        features: (num_users, num_candidates, num_features).
+        users: What is ranked for each user.
     """
-    scores = torch.cat([reranker(part) for part in features.split(512)])
-    scores = scores.masked_fill(items < 0, -torch.inf)
-    return items.gather(1, scores.argsort(dim=1, descending=True, stable=True)[:, :20]).cpu()
+    scores = torch.cat([reranker(part) for part in users.features.split(512)])
+    scores = scores.masked_fill(users.items < 0, -torch.inf)
+    return users.items.gather(1, scores.argsort(dim=1, descending=True, stable=True)[:, :20]).cpu()
 
 
-def without_model(items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return candidates and features as they are where there is no language model.
+def without_model(users: RankedUsers) -> RankedUsers:
+    """Return users as they are where there is no language model.
 
     Args:
-        items: Item rows, padded with -1: what co-occurrence memory and texts propose comes first,
-            then the beams, (num_users, num_candidates).
-        features: (num_users, num_candidates, num_features).
+        users: Users; what co-occurrence memory and texts propose comes before the beams.
     """
-    features = features[:, :NUM_CANDIDATES].clone()
+    features = users.features[:, :NUM_CANDIDATES].clone()
     features[..., [FEATURES.index(name) for name in MODEL_FEATURES]] = 0
-    return items[:, :NUM_CANDIDATES], features
+    items = users.items[:, :NUM_CANDIDATES]
+    return RankedUsers(items, features, users.target.where(users.target < items.shape[1], -1))
 
 
-def with_model(items: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return candidates and features as they are. Arguments as of `without_model`."""
-    return items, features
+def with_model(users: RankedUsers) -> RankedUsers:
+    """Return users as they are. Arguments as of `without_model`."""
+    return users
 
 
 VIEWS = {RERANKER_ONLY: without_model, TTDS: with_model}
@@ -345,26 +350,34 @@ def join(
         split.training, split.num_items, options.min_pair_users, split.training_timestamps
     ).to(model.device)
     model.set_priors(memory, TTDSPriorHead(model.config.item_tower.num_levels).to(model.device))
-    head, heads = cross_fit_priors(node_choices(model, split, "validation"), seed=seed)
+    rate = options.cold_item_dropout
+    twin = with_newcomers(model, seed) if rate else None
+    choices = [
+        node_choices(each, split, "validation", most)
+        for each, most in ((model, None), (twin, MOST_USERS))
+        if each is not None
+    ]
+    head, heads = cross_fit_priors(*choices, cold_item_dropout=rate, seed=seed)
     validation = reranker_data(model, split, "validation", num_beams, heads, options.reranker)
     test = reranker_data(model, split, "test", num_beams, [head], options.reranker)
     lists = {
-        which: {row: found[:, :20] for row, found in data[-1].items()}
-        for which, data in (("validation", validation), ("test", test))
+        which: {row: found[:, :20] for row, found in generated.items()}
+        for which, (_, generated) in (("validation", validation), ("test", test))
     }
     recall = None
     if options.reranker:
-        items, features, target, _ = validation
-        recall = (target >= 0).float().mean().item()
+        users, new = validation[0], None
+        recall = (users.target >= 0).float().mean().item()
+        if twin is not None:
+            new = reranker_data(twin, split, "validation", num_beams, heads, most=MOST_USERS)[0]
         for row, view in VIEWS.items():
-            seen, described = view(items, features)
-            found = torch.where(target < seen.shape[1], target, -1)
-            fit = {"cold_item_dropout": options.cold_item_dropout, "seed": seed, "folder": folder}
+            seen = [each and view(each) for each in (users, new)]
+            fit = {"cold_item_dropout": rate, "seed": seed, "folder": folder}
             fit |= {"name": f"fit {row}"}
             if row == TTDS:
-                lists["validation"][row] = cross_fit(seen, described, found, **fit)
-            reranker = fit_reranker(seen, described, found, **fit)
-            lists["test"][row] = ranked(reranker, *view(*test[:2]))
+                lists["validation"][row] = cross_fit(*seen, **fit)
+            reranker = fit_reranker(*seen, **fit)
+            lists["test"][row] = ranked(reranker, view(test[0]))
         model.set_reranker(memory, reranker.to(model.device))
     named = {which: {row: _rows(found) for row, found in rows.items()}
              for which, rows in lists.items()}  # fmt: skip

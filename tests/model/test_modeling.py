@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from modeling_ttds.catalogue_ttds import LIKENESS
 from modeling_ttds.configuration_ttds import TTDSConfig, placeholder_ids
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from tests.conftest import altered, build_model, build_tokenizer
@@ -317,6 +318,16 @@ def test_a_new_item_with_an_old_ones_text_and_company_scores_about_as_much(model
     assert compared
 
 
+def test_without_interactions_a_new_item_is_placed_beside_items_of_like_texts(model):
+    row = 12
+    text = F.normalize(model.item_text, dim=-1)
+    weights = ((text[row] @ text.T) / LIKENESS).exp()
+    expected = F.normalize((weights[:, None] * model.item_collaborative).sum(0), dim=0)
+    twin = {**model.catalogue[row], "item_id": "twin"}
+    model.add_items([twin], text_embeddings=model.item_text[row][None])
+    torch.testing.assert_close(model.item_collaborative[-1], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_interactions_of_a_new_item_join_its_text(model):
     known = [entry["item_id"] for entry in model.catalogue[:3]]
     model.add_items(
@@ -325,7 +336,7 @@ def test_interactions_of_a_new_item_join_its_text(model):
     )
     expected = F.normalize(model.item_collaborative[:3].sum(0), dim=-1)
     torch.testing.assert_close(model.item_collaborative[-2], expected)
-    assert not model.item_collaborative[-1].any()
+    assert not model.item_collaborative[-1].any(), "neither company nor text"
     with pytest.raises(ValueError, match="History 0 holds the unknown item 'nobody'"):
         model.add_items([{"item_id": "other"}], histories=[["other", "nobody"]])
     assert "other" not in model.row_of

@@ -12,7 +12,7 @@ from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.reranker_ttds import FEATURES, TTDSRecall, TTDSReranker
 from recipes.index.embeddings import hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
-from recipes.ranking.reranker import as_new, cross_fit, fit_reranker, without_model
+from recipes.ranking.reranker import RankedUsers, cross_fit, fit_reranker, without_model
 
 HISTORIES = [np.array(h) for h in ([0, 1, 2], [0, 1], [3, 1], [2])]
 ITEMS = 5
@@ -146,48 +146,12 @@ def test_gate_learns_a_planted_signal_and_not_from_others():
     features = torch.randn(600, 6, len(FEATURES))
     lm = FEATURES.index("lm")
     target = features[:, :5, lm].argmax(1)
-    lists = cross_fit(items, features, target, num_epochs=20, batch_size=40)
+    users = RankedUsers(items, features, target)
+    lists = cross_fit(users, num_epochs=20, batch_size=40)
     assert (lists[:, 0] == target).float().mean() > 0.9
     assert (lists[:, 4] >= 0).all() and (lists[:, 5:] == -1).all()
-    blind = cross_fit(*without_model(items, features), target, num_epochs=20, batch_size=40)
+    blind = cross_fit(without_model(users), num_epochs=20, batch_size=40)
     assert (blind[:, 0] == target).float().mean() < 0.4
-
-
-def test_as_new_is_what_features_say_once_the_memory_forgets_the_item():
-    torch.manual_seed(0)
-    timestamps = [np.arange(len(history)) * 90 * 86400.0 for history in HISTORIES]
-    text, collaborative = torch.nn.functional.normalize(torch.randn(2, ITEMS, 6), dim=-1)
-    labels, history = torch.tensor([[0, 0], [0, 1], [1, 1], [0, -1], [-1, 1]]), torch.tensor([[1]])
-    forgotten, items = 2, torch.tensor([[0, 2, 3]])
-    log_probs = torch.tensor([[[-1.0, -3], [-2, -9], [-1, -4]]])
-
-    def features(forget):
-        cooccurrence, embeddings = (
-            build_cooccurrence(HISTORIES, ITEMS, timestamps=timestamps),
-            collaborative.clone(),
-        )
-        if forget:
-            cooccurrence.values[cooccurrence.others == forgotten] = 0
-            cooccurrence.items[forgotten] = 0
-            embeddings[forgotten] = 0
-        nothing = torch.zeros(1, ITEMS, dtype=torch.bool)
-        recall = TTDSRecall(cooccurrence, text, embeddings, labels, history, nothing)
-        return recall.features(items, log_probs)
-
-    assert cooccurrence_knows(before := features(forget=False)[0, 1])
-    after = features(forget=True)[0, 1]
-    assert not cooccurrence_knows(after)
-    told = as_new(items, features(forget=False))[0, 1]
-    # The total is of the history; log-probabilities are drawn from the list.
-    same = [name not in ("log_last_total", "lm", "lm_gap") for name in FEATURES]
-    torch.testing.assert_close(told[same], after[same])
-    assert told[FEATURES.index("lm")] in log_probs[0, :, -1]
-    assert (before != after).sum() > len(FEATURES) / 2
-
-
-def cooccurrence_knows(features):
-    """Whether something in one candidate's features tells that it was chosen before."""
-    return features[FEATURES.index("log_popularity")] > 0
 
 
 def test_gate_fitted_with_new_items_finds_a_new_target_by_its_text():
@@ -200,23 +164,26 @@ def test_gate_fitted_with_new_items_finds_a_new_target_by_its_text():
     for name, noise in (("log_counts", 0.1), ("text", 0.5)):  # counts tell better than text
         features[..., column[name]] = (hit + noise * torch.randn(400, 8)).abs()
     features[..., column["log_popularity"]] = 1 + torch.rand(400, 8)
-    new = torch.where(hit[..., None], as_new(items, features), features)
+    forgotten = features.clone()  # as if nobody had chosen the targets
+    for name, nothing in (("log_counts", -9.0), ("log_popularity", 0.0)):
+        forgotten[..., column[name]] = features[..., column[name]].where(~hit, nothing)
+    users, new = (RankedUsers(items, part, target) for part in (features, forgotten))
 
     def found(rate, seen):
         reranker = fit_reranker(
-            items, features, target, num_epochs=40, batch_size=16, cold_item_dropout=rate
+            users, new[:300], num_epochs=40, batch_size=16, cold_item_dropout=rate
         )
-        return (reranker(seen).argmax(1) == target).float().mean()
+        return (reranker(seen.features).argmax(1) == target).float().mean()
 
-    assert found(0.0, features) > 0.95 and found(0.2, features) > 0.95
+    assert found(0.0, users) > 0.95 and found(0.2, users) > 0.95
     assert found(0.2, new) > 0.5 > 2 * found(0.0, new)
 
 
 def test_fit_is_the_same_for_a_seed():
     torch.manual_seed(0)
     items, features = torch.arange(4).expand(50, 4), torch.randn(50, 4, len(FEATURES))
-    target = torch.randint(-1, 4, (50,))
-    first, second = (fit_reranker(items, features, target, num_epochs=2, seed=3) for _ in range(2))
+    users = RankedUsers(items, features, torch.randint(-1, 4, (50,)))
+    first, second = (fit_reranker(users, num_epochs=2, seed=3) for _ in range(2))
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -225,23 +192,24 @@ def test_a_finished_fit_is_not_made_again(tmp_path):
     torch.manual_seed(0)
     items, features = torch.arange(4).expand(50, 4), torch.randn(50, 4, len(FEATURES))
     target = torch.randint(-1, 4, (50,))
+    users = RankedUsers(items, features, target)
     fit = {"num_epochs": 2, "folder": tmp_path}
-    fitted = fit_reranker(items, features, target, **fit)
+    fitted = fit_reranker(users, **fit)
     (file,) = tmp_path.iterdir()
     assert all(
         torch.equal(ours, theirs)
         for ours, theirs in zip(
             fitted.state_dict().values(),
-            fit_reranker(items, features, target, num_epochs=2).state_dict().values(),
+            fit_reranker(users, num_epochs=2).state_dict().values(),
             strict=True,
         )
     )
     marked = torch.full_like(load_file(file)["reranker"], 0.5)  # nothing a fit would come to
     save_file({"reranker": marked}, file, metadata={"hash": hashed(marked)})
-    taken = fit_reranker(items, features, target, **fit)
+    taken = fit_reranker(users, **fit)
     assert all((tensor == 0.5).all() for tensor in taken.state_dict().values())
     for changed in ((items, features + 1, target), (items, features, target.roll(1))):
-        assert (fit_reranker(*changed, **fit).layers[0].weight != 0.5).any()
+        assert (fit_reranker(RankedUsers(*changed), **fit).layers[0].weight != 0.5).any()
     assert len(list(tmp_path.iterdir())) == 3
 
 
