@@ -9,11 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .configuration_ttds import KINDS, PLACEHOLDER_START
-from .nodes_ttds import TTDSHistory, TTDSNodePairs, TTDSNodeTable, history_profiles
+from .nodes_ttds import (
+    TTDSHistory,
+    TTDSNodePairs,
+    TTDSNodeTable,
+    history_profiles,
+    item_vectors,
+)
 from .towers_ttds import profile
 from .trie_ttds import TTDSTrie
-
-CHUNK = 65536  # items projected at once
 
 
 @dataclass(frozen=True)
@@ -156,14 +160,9 @@ class TTDSEntitiesMixin:
         trie = self.trie
 
         def make() -> TTDSNodeTable:
-            rows = torch.arange(len(self.item_sids), device=self.item_sids.device)
-            # Half precision: a table of centroids of a million items should not fill the memory.
-            shape = (len(rows), self.config.vector_dim)
-            vectors = torch.empty(shape, dtype=torch.float16, device=rows.device)
-            with torch.autocast(rows.device.type, enabled=False):
-                for part in rows.split(CHUNK):
-                    vectors[part] = self.item_vectors(part).half()
-                return TTDSNodeTable.build(trie, vectors)
+            with torch.autocast(self.device.type, enabled=False):
+                embeddings = (self.item_text, self.item_collaborative)
+                return TTDSNodeTable.build(trie, embeddings, self.vector_projection)
 
         parts = [trie, self.item_text, self.item_collaborative, self.vector_projection]
         return self._made_of("_node_table", parts, make)
@@ -185,8 +184,8 @@ class TTDSEntitiesMixin:
         Args:
             items: Item rows, (...).
         """
-        embeddings = [self.item_text[items], self.item_collaborative[items]]
-        return self._project(torch.cat(embeddings, -1).float())
+        embeddings = (self.item_text, self.item_collaborative)
+        return item_vectors(embeddings, self.vector_projection, items)
 
     def _project(self, embeddings: Tensor) -> Tensor:
         projection = self.vector_projection

@@ -1,5 +1,6 @@
 """Beam search over the trie of semantic IDs, and the same constraint for `generate`."""
 
+import copy
 from dataclasses import fields
 
 import torch
@@ -7,9 +8,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .nodes_ttds import TTDSNodeTable, node_scores, plain_query
+from .nodes_ttds import TTDSNodeTable, pair_scores, plain_query
 from .priors_ttds import TTDSPriors
-from .trie_ttds import TTDSCandidates, TTDSTrie
+from .trie_ttds import TTDSCandidates, TTDSTrie, spread
 
 # transformers calls its keys and values by a new name, and takes the old one until 5.40.
 CACHE = (
@@ -46,6 +47,13 @@ class TTDSPrefix:
         self.visible = mask.bool()[:, None]  # (batch, beams, cached)
         self.depth = 0
 
+    def branch(self) -> "TTDSPrefix":
+        """Return a prefix of the same prompts that is extended on its own."""
+        branch, branch.cache = copy.copy(self), copy.copy(self.cache)
+        # A layer is given new tensors when it grows, so that both may hold today's.
+        branch.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return branch
+
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Append tokens (batch, beams) after their parents; return their states."""
         batch, beams = tokens.shape
@@ -70,29 +78,98 @@ class TTDSPrefix:
 
 def child_log_probs(
     model: nn.Module,
+    trie: TTDSTrie,
     prefix: TTDSPrefix,
     states: Tensor,
     nodes: Tensor,
+    users: Tensor,
     depth: int,
     priors: TTDSPriors | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities of nodes' children, padded with -inf, and the children.
+    table: TTDSNodeTable | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the children of nodes, laid end to end, and their log-probabilities.
+
+    An only child is certain: where no node has several, states do not matter.
 
     Args:
         model: A `TTDSForCausalLM`.
+        trie: The trie.
         prefix: The prompts.
-        states: States behind each node, (batch, beams, hidden).
-        nodes: The nodes, (batch, beams).
+        states: States behind each node, (num_nodes, hidden).
+        nodes: The nodes, (num_nodes,).
+        users: The row of the batch that each belongs to, (num_nodes,).
         depth: Their depth.
         priors: As of `beam_search`.
+        table: As `users` of `score_items`.
+
+    Returns:
+        Which node each child is of, the children, and their log-probabilities, all
+        (num_children,).
     """
-    logits, children = model.node_logits(states, prefix.history, nodes, depth)
-    log_probs = logits.log_softmax(-1)
-    if priors is None:
-        return log_probs, children
-    features = priors.features(log_probs, children, nodes, depth)
-    joined = model.prior_head(features, depth).masked_fill(log_probs == -torch.inf, -torch.inf)
-    return joined.log_softmax(-1), children
+    first, count = trie.ranges(nodes, depth)
+    owner, children = spread(first, count)
+    log_probs = torch.zeros(len(owner), device=nodes.device)
+    parents = (count > 1).nonzero()[:, 0]
+    if not len(parents):
+        return owner, children, log_probs
+    several = (count > 1)[owner]
+    first, count, states, users = first[parents], count[parents], states[parents], users[parents]
+    own, below = spread(first, count)
+    history, codes = prefix.history, trie.codes[depth + 1][below]
+    kind = "item" if table is None else "user"
+    logits = model.level_logits(states, kind, depth).float()[own, codes]
+    if table is None:
+        query = model.node_head.of_profiles(history.profiles[:, 0], depth)[users]
+        query = query + model.node_head.of_states(states, depth)
+        logits = logits + pair_scores(query, first, count, depth + 1, model.node_table)
+        if model.config.pair_dim:
+            newest = history.newest[users, 0][own]
+            logits = logits + model.node_pairs(newest, below[:, None], depth + 1)[:, 0]
+    else:
+        query = plain_query(history.profiles[:, 0])[users]
+        logits = logits + pair_scores(query, first, count, depth + 1, table)
+    found = _log_softmax(logits, own, len(parents))
+    if priors is not None:
+        features = priors.of_pairs(found, below, own, nodes[parents], users, depth)
+        found = _log_softmax(model.prior_head(features, depth), own, len(parents))
+    log_probs[several] = found.to(log_probs.dtype)
+    return owner, children, log_probs
+
+
+def _log_softmax(logits: Tensor, owner: Tensor, number: int) -> Tensor:
+    """Return the log-softmax among the logits of each owner, (num_logits,)."""
+    highest = logits.new_full((number,), -torch.inf).scatter_reduce_(0, owner, logits, "amax")
+    shifted = logits - highest[owner]
+    return shifted - logits.new_zeros(number).index_add_(0, owner, shifted.exp()).log()[owner]
+
+
+def _columns(users: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Return each one's place among those of its user, and how many every user has.
+
+    Args:
+        users: Rows of the batch, ascending, (n,).
+        batch: How many there are.
+    """
+    counts = users.bincount(minlength=batch)
+    place = torch.arange(len(users), device=users.device)
+    return place - (counts.cumsum(0) - counts)[users], counts
+
+
+def _states_behind(
+    prefix: TTDSPrefix, tokens: Tensor, parents: Tensor, users: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Append tokens to the prompts of their users; return their states and places, (n, ...).
+
+    Args:
+        prefix: The prompts.
+        tokens: The tokens, (n,).
+        parents: Places of their parents among those appended last, (n,).
+        users: Rows of the batch, ascending, (n,).
+    """
+    column, counts = _columns(users, len(prefix.lengths))
+    padded = tokens.new_zeros(2, len(counts), int(counts.max()))
+    padded[0, users, column], padded[1, users, column] = tokens, parents
+    return prefix.extend(*padded)[users, column], column
 
 
 def beam_search(
@@ -102,6 +179,7 @@ def beam_search(
     candidates: TTDSCandidates,
     num_beams: int,
     priors: TTDSPriors | None = None,
+    prefix: TTDSPrefix | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the best items of every prompt and their log-probabilities, best first.
 
@@ -116,40 +194,54 @@ def beam_search(
         candidates: What may appear.
         num_beams: Prefixes kept per level.
         priors: What the co-occurrence memory says; None for the language model alone.
+        prefix: The prompts, where they have been run already.
 
     Returns:
         Item rows (batch, n), padded with -1, and scores (batch, n), padded with -inf; n is at
         least `num_beams` where there are as many candidates.
     """
-    trie = candidates.trie
-    prefix = TTDSPrefix(model, ids, mask)
-    start = model.config.sid_token_start
-    num_codes = model.config.item_tower.num_codes
-    states = prefix.state  # (batch, beams, hidden)
-    nodes = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
-    scores = torch.zeros(len(ids), 1, device=ids.device)
+    prefix = prefix or TTDSPrefix(model, ids, mask)
+    trie, walk, batch = candidates.trie, prefix.branch(), len(ids)
+    start, num_codes = model.config.sid_token_start, model.config.item_tower.num_codes
+    users = torch.arange(batch, device=prefix.state.device)  # of each node that is reached
+    nodes, places, states = torch.zeros_like(users), torch.zeros_like(users), prefix.state[:, 0]
+    scores = torch.zeros(batch, device=users.device)
     for depth in range(trie.num_levels):
-        log_probs, children = child_log_probs(model, prefix, states, nodes, depth, priors)
-        codes = trie.codes[depth + 1][children]  # (batch, beams, children)
-        reached = scores[..., None] + log_probs
-        legal = log_probs > -torch.inf
-        legal &= candidates.count(children, depth + 1) > 0
-        reached = reached.masked_fill(~legal, -torch.inf).flatten(1)
-        width = children.shape[2]
-        scores, chosen = reached.topk(min(num_beams, reached.shape[1]), dim=1)
-        nodes = children.flatten(1).gather(1, chosen)  # (batch, beams)
-        if depth + 1 < trie.num_levels:
-            tokens = start + depth * num_codes + codes.flatten(1).gather(1, chosen)
-            states = prefix.extend(tokens, chosen // width)
-    return _leaf_items(candidates, nodes, scores)
+        owner, children, log_probs = child_log_probs(
+            model, trie, prefix, states, nodes, users, depth, priors
+        )
+        legal = candidates.count(children, depth + 1, users[owner]) > 0
+        owner, children, reached = owner[legal], children[legal], (scores[owner] + log_probs)[legal]
+        column, counts = _columns(users[owner], batch)
+        table = reached.new_full((batch, int(counts.max())), -torch.inf)
+        table[users[owner], column] = reached
+        best, chosen = table.topk(min(num_beams, table.shape[1]), dim=1)
+        users, beam = (best > -torch.inf).nonzero(as_tuple=True)
+        chosen = (counts.cumsum(0) - counts)[users] + chosen[users, beam]
+        parents, nodes, scores = owner[chosen], children[chosen], best[users, beam]
+        if depth + 1 == trie.num_levels:
+            break
+        places, states = places[parents], states[parents]
+        # A node with one item below it needs no state: the rest of the way is certain.
+        open_ = (trie.num_items_below(nodes, depth + 1) > 1).nonzero()[:, 0]
+        if len(open_):
+            tokens = start + depth * num_codes + trie.codes[depth + 1][nodes[open_]]
+            states[open_], places[open_] = _states_behind(walk, tokens, places[open_], users[open_])
+    column, counts = _columns(users, batch)
+    leaves = nodes.new_zeros(batch, int(counts.max()))
+    leaves[users, column] = nodes
+    padded = scores.new_full(leaves.shape, -torch.inf)
+    padded[users, column] = scores
+    return _leaf_items(candidates, leaves, padded)
 
 
 def _leaf_items(
     candidates: TTDSCandidates, leaves: Tensor, scores: Tensor
 ) -> tuple[Tensor, Tensor]:
+    if not leaves.shape[1]:
+        return leaves, scores
     trie = candidates.trie
-    first = trie.first_item[-1][leaves]
-    count = trie.first_item[-1][leaves + 1] - first
+    first, count = trie.first_item[-1][leaves], trie.num_items_below(leaves, trie.num_levels)
     steps = torch.arange(int(count.max()), device=leaves.device)
     places = (first[..., None] + steps).clamp_max(len(trie.order) - 1)
     items = trie.order[places].flatten(1)  # (batch, n)
@@ -174,6 +266,7 @@ def score_items(
     items: Tensor,
     priors: TTDSPriors | None = None,
     users: TTDSNodeTable | None = None,
+    prefix: TTDSPrefix | None = None,
 ) -> Tensor:
     """Return the exact log-probabilities of items' semantic IDs after each prompt, per level.
 
@@ -187,50 +280,40 @@ def score_items(
         users: Where trie and rows are those of users, what lies below its nodes: a user's code is
             then taken among the children too, by its SID token and by how alike the user is to
             the items of the prompt.
+        prefix: The prompts, where they have been run already.
 
     Returns:
         The log-probability of the semantic ID up to each level, (batch, num_candidates,
         num_levels); the last is that of the item.
     """
-    prefix = TTDSPrefix(model, ids, mask)
-    num_codes = model.config.item_tower.num_codes
+    prefix = prefix or TTDSPrefix(model, ids, mask)
+    walk, num_codes = prefix.branch(), model.config.item_tower.num_codes
     block = 0 if users is None else trie.num_levels * num_codes
     start = model.config.sid_token_start + block
-    states = prefix.state
-    slot = torch.zeros_like(items)  # the candidate's node among its row's distinct nodes
-    distinct = torch.zeros_like(items[:, :1])
+    rows = torch.arange(len(items), device=items.device)
+    # The distinct nodes of every row, end to end, and which of them each candidate is at.
+    row, nodes, at = rows, torch.zeros_like(rows), rows[:, None].expand_as(items)
+    places, states = torch.zeros_like(rows), prefix.state[:, 0]
     scores = []
     for depth in range(trie.num_levels):
-        nodes = trie.node_of(items, depth + 1)
-        if users is None:
-            log_probs, children = child_log_probs(model, prefix, states, distinct, depth, priors)
-        else:
-            children, real = trie.children(distinct, depth)
-            codes = trie.codes[depth + 1][children]
-            logits = model.level_logits(states, "user", depth).float().gather(-1, codes)
-            query = plain_query(prefix.history.profiles).expand(*distinct.shape, -1)
-            logits = logits + node_scores(query, children, depth + 1, users)
-            log_probs = logits.masked_fill(~real, -torch.inf).log_softmax(-1)
-        chosen = nodes - children[..., 0].gather(1, slot)  # children follow each other
-        scores.append(log_probs.flatten(1).gather(1, slot * log_probs.shape[-1] + chosen))
-        if depth + 1 < trie.num_levels:
-            parents = slot
-            distinct, slot = _distinct(nodes)
-            first_slot = torch.zeros_like(distinct).scatter(1, slot, parents)
-            tokens = start + depth * num_codes + trie.codes[depth + 1][distinct]
-            states = prefix.extend(tokens, first_slot)
+        _, _, log_probs = child_log_probs(
+            model, trie, prefix, states, nodes, row, depth, priors, users
+        )
+        first, count = trie.ranges(nodes, depth)
+        reached = trie.node_of(items, depth + 1)
+        scores.append(log_probs[(count.cumsum(0) - count - first)[at] + reached])
+        if depth + 1 == trie.num_levels:
+            break
+        number = len(trie.codes[depth + 1])
+        keys, below = (rows[:, None] * number + reached).unique(return_inverse=True)
+        parents = torch.zeros_like(keys).scatter_(0, below.flatten(), at.flatten())
+        row, nodes, at = keys // number, keys % number, below
+        places, states = places[parents], states[parents]
+        open_ = (trie.num_items_below(nodes, depth + 1) > 1).nonzero()[:, 0]
+        if len(open_):
+            tokens = start + depth * num_codes + trie.codes[depth + 1][nodes[open_]]
+            states[open_], places[open_] = _states_behind(walk, tokens, places[open_], row[open_])
     return torch.stack(scores, -1).cumsum(-1)
-
-
-def _distinct(nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's distinct nodes, padded with its last, and where each node stands."""
-    ordered, by_node = nodes.sort(1)
-    new = torch.zeros_like(ordered)
-    new[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).long()
-    rank = new.cumsum(1)
-    slot = torch.zeros_like(rank).scatter(1, by_node, rank)
-    distinct = ordered[:, -1:].repeat(1, int(rank.max()) + 1)
-    return distinct.scatter(1, rank, ordered), slot
 
 
 class TTDSConstraint(LogitsProcessor):

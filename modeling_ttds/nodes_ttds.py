@@ -8,13 +8,17 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import initialization as init
 
 from .configuration_ttds import TTDSConfig
-from .trie_ttds import TTDSTrie
+from .trie_ttds import TTDSTrie, spread
 
 # Weight of a history's item per step into the past, of each profile; 0 leaves its newest alone.
 PROFILE_DECAYS = (0.9, 0.6, 0.0)
 # A product with all nodes of a depth is faster than gathering those in question, up to so many
 # times as many.
 SMALL = 32
+DENSE = 65536  # up to so many nodes of a depth, every one has a row of the table
+CHUNK = 16384  # items at once
+# What a step of `pair_scores` costs beside its products, as pairs that a product could score.
+STEP = {"cpu": 4096, "cuda": 524288}
 PROFILE_SCALE = 5.0  # weight of the plain cosine similarity that the profiles start from
 
 
@@ -22,44 +26,118 @@ PROFILE_SCALE = 5.0  # weight of the plain cosine similarity that the profiles s
 class TTDSNodeTable:
     """What lies below the nodes of every depth of a trie.
 
+    A depth of many nodes keeps rows of those nodes alone that have several items below them; what
+    lies below the others is the vector of their only item.
+
     Args:
-        centroids: Per depth, the mean vector of the items below a node, (num_nodes, dim); the root
+        centroids: Per depth, the mean vector of the items below a node, (num_rows, dim); the root
             has none.
-        variances: Per depth, their variance, (num_nodes, dim); the root and the leaves have none.
+        variances: Per depth, their variance, (num_rows, dim); the root and the leaves have none.
         log_counts: Per depth, the log of their number, (num_nodes,).
+        places: Per depth, where a node's row is, or -1 minus its only item, (num_nodes,); None
+            where every node has its row.
+        embeddings: Text and collaborative embeddings of the items, each (num_items, its dim).
+        projection: From both to vectors, empty where both are taken whole.
     """
 
     centroids: list[Tensor | None]
     variances: list[Tensor | None]
     log_counts: list[Tensor]
+    places: list[Tensor | None]
+    embeddings: tuple[Tensor, Tensor]
+    projection: Tensor
 
     @classmethod
-    def build(cls, trie: TTDSTrie, vectors: Tensor) -> "TTDSNodeTable":
+    def build(
+        cls, trie: TTDSTrie, embeddings: tuple[Tensor, Tensor], projection: Tensor
+    ) -> "TTDSNodeTable":
         """Build the table of a trie.
 
         Args:
             trie: The trie.
-            vectors: Item vectors, (num_items, dim); the table keeps their type.
+            embeddings: Text and collaborative embeddings of the items, each (num_items, its dim).
+            projection: From both to vectors, empty where both are taken whole.
         """
-        ordered = vectors[trie.order].float()
-        centroids, variances, log_counts = [], [], []
+        table = cls([None], [None], [], [None], embeddings, projection)
         for depth, first in enumerate(trie.first_item):
             counts = first.diff()
-            log_counts.append(counts.log().to(torch.float32))
+            table.log_counts.append(counts.log().to(torch.float32))
             if depth == 0:
-                centroids.append(None)
-                variances.append(None)
                 continue
-            nodes = torch.repeat_interleave(counts)
-            sums = ordered.new_zeros(len(counts), ordered.shape[1])
-            mean = sums.index_add(0, nodes, ordered) / counts[:, None]
-            centroids.append(mean.to(vectors.dtype))
-            if depth == trie.num_levels:
-                variances.append(None)
-                continue
-            squares = sums.index_add(0, nodes, ordered.square()) / counts[:, None]
-            variances.append((squares - mean.square()).clamp_min(0).to(vectors.dtype))
-        return cls(centroids, variances, log_counts)
+            nodes, places = torch.arange(len(counts), device=counts.device), None
+            if len(counts) > DENSE:
+                nodes = (counts > 1).nonzero()[:, 0]
+                places = -1 - trie.order[first[:-1]]
+                places[nodes] = torch.arange(len(nodes), device=nodes.device)
+            centroids, variances = table.summed(trie, nodes, depth)
+            table.places.append(places)
+            table.centroids.append(centroids)
+            table.variances.append(None if depth == trie.num_levels else variances)
+        return table
+
+    def summed(self, trie: TTDSTrie, nodes: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the vectors below nodes, both (num_nodes, dim).
+
+        Half precision: a table of a million items should not fill the memory.
+
+        Args:
+            trie: The trie.
+            nodes: Nodes of the depth, (num_nodes,).
+            depth: Their depth.
+        """
+        first = trie.first_item[depth][nodes]
+        counts = trie.first_item[depth][nodes + 1] - first
+        owner, positions = spread(first, counts)
+        dim = self.projection.shape[1] or sum(table.shape[1] for table in self.embeddings)
+        sums, squares = self.embeddings[0].new_zeros(2, len(nodes), dim, dtype=torch.float32)
+        for part, places in zip(owner.split(CHUNK), positions.split(CHUNK), strict=True):
+            vectors = self.vectors(trie.order[places])
+            sums.index_add_(0, part, vectors)
+            squares.index_add_(0, part, vectors.square_())
+        mean = sums.div_(counts[:, None])
+        variance = squares.div_(counts[:, None]).sub_(mean.square()).clamp_min_(0)
+        return mean.half(), variance.half()
+
+    def vectors(self, items: Tensor) -> Tensor:
+        """Return the vectors of items, (..., dim).
+
+        Args:
+            items: Item rows, (...).
+        """
+        return item_vectors(self.embeddings, self.projection, items)
+
+    def rows(self, nodes: Tensor, depth: int) -> tuple[Tensor, Tensor | None]:
+        """Return mean and variance of what lies below nodes, both (num_nodes, dim) in float32.
+
+        Args:
+            nodes: Nodes of the depth, (num_nodes,).
+            depth: Their depth.
+        """
+        centroids, variances = self.centroids[depth], self.variances[depth]
+        if self.places[depth] is None:
+            variance = None if variances is None else variances[nodes].float()
+            return centroids[nodes].float(), variance
+        places = self.places[depth][nodes]
+        mean = self.vectors((-1 - places).clamp_min(0))
+        several = (places >= 0).nonzero()[:, 0]
+        mean[several] = centroids[places[several]].float()
+        if variances is None:
+            return mean, None
+        variance = torch.zeros_like(mean)
+        variance[several] = variances[places[several]].float()
+        return mean, variance
+
+
+def item_vectors(embeddings: tuple[Tensor, Tensor], projection: Tensor, items: Tensor) -> Tensor:
+    """Return the vectors of items, (..., dim).
+
+    Args:
+        embeddings: Text and collaborative embeddings of the items, each (num_items, its dim).
+        projection: From both to vectors, empty where both are taken whole.
+        items: Item rows, (...).
+    """
+    whole = torch.cat([table[items] for table in embeddings], -1).float()
+    return whole @ projection.float() if projection.numel() else whole
 
 
 @dataclass(frozen=True)
@@ -171,11 +249,26 @@ class TTDSNodeHead(nn.Module):
         """
         return tuple(getattr(self, f"{name}_{level}") for name in ("state", "profile"))
 
-    def _query(self, states: Tensor, profiles: Tensor, level: int) -> Tensor:
-        state, profile = self.level(level)
+    def of_states(self, states: Tensor, level: int) -> Tensor:
+        """Return what states add to the query of a level, (..., dim).
+
+        Args:
+            states: States of the language model, (..., hidden).
+            level: The level.
+        """
+        state, _ = self.level(level)
+        return states.to(state.dtype) @ state
+
+    def of_profiles(self, profiles: Tensor, level: int) -> Tensor:
+        """Return what profiles add to the query of a level, (..., dim).
+
+        Args:
+            profiles: Profiles of the histories, (..., num_profiles, dim).
+            level: The level.
+        """
+        _, profile = self.level(level)
         profiles = profiles.to(profile.dtype)
-        learnt = states.to(profile.dtype) @ state + profiles.flatten(-2) @ profile
-        return learnt + plain_query(profiles)
+        return profiles.flatten(-2) @ profile + plain_query(profiles)
 
     def forward(
         self,
@@ -195,7 +288,8 @@ class TTDSNodeHead(nn.Module):
             depth: Depth of the children.
             table: The table of the trie.
         """
-        return node_scores(self._query(states, profiles, depth - 1), children, depth, table)
+        query = self.of_states(states, depth - 1) + self.of_profiles(profiles, depth - 1)
+        return node_scores(query, children, depth, table)
 
 
 def node_scores(query: Tensor, children: Tensor, depth: int, table: TTDSNodeTable) -> Tensor:
@@ -209,18 +303,72 @@ def node_scores(query: Tensor, children: Tensor, depth: int, table: TTDSNodeTabl
         table: What lies below the trie's nodes: their number n, mean m and variance v.
     """
     query = query.to(torch.promote_types(query.dtype, torch.float32))
-    scores = _product(query, table.centroids[depth], children)
-    if table.variances[depth] is not None:
-        scores = scores + _product(query.square(), table.variances[depth], children) / 2
-    return scores + table.log_counts[depth][children]
-
-
-def _product(query: Tensor, rows: Tensor, children: Tensor) -> Tensor:
     if children.ndim == 1:
-        return query @ rows[children].to(query.dtype).T
-    if len(rows) <= SMALL * children.shape[-1]:
-        return (query @ rows.to(query.dtype).T).gather(-1, children)
-    return torch.einsum("...d,...cd->...c", query, rows[children].to(query.dtype))
+        return _scores(query, *table.rows(children, depth)) + table.log_counts[depth][children]
+    log_counts = table.log_counts[depth]
+    if len(log_counts) <= SMALL * children.shape[-1]:
+        every = torch.arange(len(log_counts), device=children.device)
+        return (_scores(query, *table.rows(every, depth)) + log_counts).gather(-1, children)
+    mean, variance = (
+        None if rows is None else rows.view(*children.shape, -1).to(query.dtype)
+        for rows in table.rows(children.flatten(), depth)
+    )
+    scores = torch.einsum("...d,...cd->...c", query, mean)
+    if variance is not None:
+        scores = scores + torch.einsum("...d,...cd->...c", query.square(), variance) / 2
+    return scores + log_counts[children]
+
+
+def _scores(query: Tensor, mean: Tensor, variance: Tensor | None) -> Tensor:
+    scores = query @ mean.to(query.dtype).T
+    if variance is not None:
+        scores = scores + query.square() @ variance.to(query.dtype).T / 2
+    return scores
+
+
+def pair_scores(
+    query: Tensor, first: Tensor, count: Tensor, depth: int, table: TTDSNodeTable
+) -> Tensor:
+    """Return log n + q m + q^2 v / 2 of ranges of nodes, one range per query, end to end.
+
+    Queries of the same or of near ranges go together: one product scores them all, and no node's
+    row is taken once per query.
+
+    Args:
+        query: Queries q, (num_queries, dim).
+        first: The first node of each range, (num_queries,).
+        count: How many nodes each has, (num_queries,).
+        depth: Depth of the nodes.
+        table: What lies below the trie's nodes.
+
+    Returns:
+        Scores, (count.sum(),).
+    """
+    query = query.to(torch.promote_types(query.dtype, torch.float32))
+    begins = count.cumsum(0) - count
+    firsts, order = first.sort()
+    ranges, which, times = firsts.unique_consecutive(return_inverse=True, return_counts=True)
+    sizes = torch.zeros_like(ranges).scatter_(0, which, count[order])
+    # So many ranges at once that steps and products that nobody asked for cost the same.
+    shared = len(query) / max(len(ranges), 1) * sizes.float().mean().item()
+    together = max(1, int((STEP.get(query.device.type, STEP["cuda"]) / max(shared, 1)) ** 0.5))
+    scores = query.new_empty(int(count.sum()))
+    steps = zip(
+        order.split([part.sum().item() for part in times.split(together)]),
+        ranges.split(together),
+        sizes.split(together),
+        times.split(together),
+        strict=True,
+    )
+    for queries, starts, lengths, often in steps:
+        _, nodes = spread(starts, lengths)
+        block = _scores(query[queries], *table.rows(nodes, depth))
+        block = block + table.log_counts[depth][nodes]
+        offsets = torch.repeat_interleave(lengths.cumsum(0) - lengths, often)
+        row, column = spread(offsets, count[queries])
+        _, place = spread(begins[queries], count[queries])
+        scores[place] = block[row, column]
+    return scores
 
 
 def plain_query(profiles: Tensor) -> Tensor:

@@ -149,22 +149,26 @@ class TTDSPriors:
         mass = mass.gather(1, order[..., None].expand_as(mass)).double()
         mass = mass / mass.sum(1, keepdim=True).clamp_min(1e-12)
         self.running = F.pad(mass.cumsum(1), (0, 0, 1, 0))  # (batch, 1 + n, statistics)
+        # All users in one ascending line, so that a position of any user is looked up at once.
+        self.step = num_items + 1
+        users = torch.arange(len(histories), device=histories.device)[:, None]
+        self.line = (self.places + users * self.step).flatten()
         real = histories >= 0
         self.length = real.sum(1).float().log1p()  # (batch,)
         era = memory.items[:, 3][histories.clamp_min(0)] * real
         self.era = era.sum(1) / real.sum(1).clamp_min(1)
         self.some = real.any(1)
 
-    def _mass(self, begin: Tensor, end: Tensor) -> Tensor:
-        """Return the mass between sorted positions, (batch, ..., statistics)."""
-        flat = torch.stack([begin, end]).flatten(2)  # (2, batch, m)
-        places = self.places.contiguous()
-        first, last = (torch.searchsorted(places, part.contiguous()) for part in flat)
-        shape = (*first.shape, self.running.shape[-1])
-        below = self.running.gather(1, last[..., None].expand(shape))
-        below = below - self.running.gather(1, first[..., None].expand(shape))
-        share = (end - begin).double()[..., None] / max(len(self.trie.order), 1)
-        below = below.view(*begin.shape, -1)
+    def _mass(self, begin: Tensor, end: Tensor, users: Tensor) -> Tensor:
+        """Return the mass between sorted positions of users, (n, num_statistics)."""
+        running = self.running.flatten(0, 1)
+        # A user's row of sums is one longer than that of its places.
+        last, first = (
+            running[torch.searchsorted(self.line, position + users * self.step) + users]
+            for position in (end, begin)
+        )
+        below = last - first
+        share = (end - begin).double()[:, None] / max(len(self.trie.order), 1)
         return (1 - UNIFORM) * below.clamp_min(0) + UNIFORM * share
 
     def features(self, log_probs: Tensor, children: Tensor, nodes: Tensor, level: int) -> Tensor:
@@ -176,23 +180,46 @@ class TTDSPriors:
             nodes: Their parents, (batch, ...).
             level: The level of the children's codes.
         """
+        users = torch.arange(len(nodes), device=nodes.device)
+        users = users.view(-1, *[1] * (nodes.ndim - 1)).expand_as(nodes).flatten()
+        owner = torch.arange(nodes.numel(), device=nodes.device)
+        owner = owner.repeat_interleave(children.shape[-1])
+        flat = log_probs.flatten(), children.flatten(), owner, nodes.flatten(), users
+        return self.of_pairs(*flat, level).view(*children.shape, -1)
+
+    def of_pairs(
+        self,
+        log_probs: Tensor,
+        children: Tensor,
+        owner: Tensor,
+        nodes: Tensor,
+        users: Tensor,
+        level: int,
+    ) -> Tensor:
+        """Return the features of children of any nodes, (num_children, num_features).
+
+        Args:
+            log_probs: What the language model says, (num_children,).
+            children: The children, (num_children,).
+            owner: Which of the nodes each belongs to, (num_children,).
+            nodes: The nodes, (num_nodes,).
+            users: The row of the batch that asks for each, (num_nodes,).
+            level: The level of the children's codes.
+        """
         first, above = self.trie.first_item[level + 1], self.trie.first_item[level]
-        mass = self._mass(first[children], first[children + 1])
-        parent = self._mass(above[nodes], above[nodes + 1])
-        sizes = first[children + 1] - first[children]
-        total = (above[nodes + 1] - above[nodes])[..., None]
-        ratio = (mass / parent[..., None, :]).clamp_min(1e-12).log().float()
+        mass = self._mass(first[children], first[children + 1], users[owner])
+        parent = self._mass(above[nodes], above[nodes + 1], users)
+        sizes = self.trie.num_items_below(children, level + 1)
+        total = self.trie.num_items_below(nodes, level)
         era = self.statistics.eras[level + 1][children]
-        shape = (-1, *[1] * (children.ndim - 1))
-        gap = (era - self.era.view(shape)) * self.some.view(shape)
-        known = parent.float()[..., None, :].expand_as(ratio)
+        gap = (era - self.era[users][owner]) * self.some[users][owner]
         columns = [
-            log_probs.clamp_min(-30)[..., None],
-            ratio,
-            (sizes / total).log()[..., None],
+            log_probs.clamp_min(-30)[:, None],
+            (mass / parent[owner]).clamp_min(1e-12).log(),
+            (sizes / total[owner]).log()[:, None],
             self.statistics.log_shares[level + 1][children],
             torch.stack([era, gap, gap.abs(), self.statistics.new[level + 1][children]], -1),
-            self.length.view(shape).expand(children.shape)[..., None],
-            known,
+            self.length[users][owner][:, None],
+            parent[owner],
         ]
         return torch.cat([column.float() for column in columns], -1)

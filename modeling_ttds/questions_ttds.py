@@ -103,7 +103,7 @@ class TTDSQuestionsMixin:
         prompt = self._prompt("next_user", items=[item], users=[list(range(len(earlier)))])
         trie = TTDSTrie.build(sids[len(earlier) :])
         embeddings = self.user_embeddings(padded[len(earlier) :])
-        table = TTDSNodeTable.build(trie, self._project(torch.cat(embeddings, -1).float()))
+        table = TTDSNodeTable.build(trie, embeddings, self.vector_projection)
         users = torch.arange(len(rows), device=self.device)[None]
         with evaluating(self):
             prompts = self._bound([prompt], sids)

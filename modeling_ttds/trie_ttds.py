@@ -7,6 +7,22 @@ import torch
 from torch import Tensor
 
 
+def spread(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ranges laid end to end: which range each number is of, and the numbers.
+
+    Args:
+        first: First number of each range, (num_ranges,).
+        count: How many it has, (num_ranges,).
+
+    Returns:
+        Two tensors (count.sum(),).
+    """
+    owner = torch.repeat_interleave(count)
+    before = count.cumsum(0) - count
+    numbers = torch.arange(len(owner), device=count.device) + (first - before)[owner]
+    return owner, numbers
+
+
 @dataclass
 class TTDSTrie:
     """The semantic IDs of the items as a tree, in a few integer tensors.
@@ -70,6 +86,15 @@ class TTDSTrie:
         steps = torch.arange(int(count.max()) if count.numel() else 0, device=nodes.device)
         real = steps < count[..., None]
         return torch.where(real, first[..., None] + steps, first[..., None]), real
+
+    def ranges(self, nodes: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """Return the first child of nodes and the number of their children, shaped as nodes."""
+        first = self.first_child[depth][nodes]
+        return first, self.first_child[depth][nodes + 1] - first
+
+    def num_items_below(self, nodes: Tensor, depth: int) -> Tensor:
+        """Return how many items lie below nodes, shaped as nodes."""
+        return self.first_item[depth][nodes + 1] - self.first_item[depth][nodes]
 
     @cached_property
     def _edges(self) -> list[Tensor]:
@@ -144,20 +169,28 @@ class TTDSCandidates:
         repeated = torch.zeros_like(places, dtype=torch.bool)
         repeated[:, 1:] = places[:, 1:] == places[:, :-1]
         self.places = places.masked_fill(repeated, num_items).sort(1).values.contiguous()
+        # All rows in one ascending line, so that a place of any row is looked up at once.
+        self.step = num_items + 1
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        self.line = (self.places + rows * self.step).flatten()
 
-    def count(self, nodes: Tensor, depth: int) -> Tensor:
-        """Return how many items below each node may appear, shaped as nodes (batch, ...)."""
+    def count(self, nodes: Tensor, depth: int, rows: Tensor) -> Tensor:
+        """Return how many items below nodes may appear, (num_nodes,).
+
+        Args:
+            nodes: Nodes, (num_nodes,).
+            depth: Their depth.
+            rows: The row of the batch that asks for each, (num_nodes,).
+        """
         start, end = self.trie.first_item[depth][nodes], self.trie.first_item[depth][nodes + 1]
         total = end - start
         if self.running is not None:
             total = self.running[end] - self.running[start]
-        if not self.places.shape[1]:
+        if not len(self.line):
             return total
-        flat_start, flat_end = start.flatten(1).contiguous(), end.flatten(1).contiguous()
-        out = torch.searchsorted(self.places, flat_end) - torch.searchsorted(
-            self.places, flat_start
-        )
-        return total - out.view_as(total)
+        begin = rows * self.step
+        out = torch.searchsorted(self.line, end + begin)
+        return total - (out - torch.searchsorted(self.line, start + begin))
 
     def may_appear(self, items: Tensor) -> Tensor:
         """Return whether items (batch, n) may appear in their row."""
