@@ -23,6 +23,7 @@ from .towers_ttds import evaluating
 from .trie_ttds import TTDSTrie
 
 LIKENESS = 0.05  # temperature of the likeness of texts that a new item is placed by
+SURENESS = 0.6  # how far its embedding is stretched, 1 is to unit length
 MOST_LIKES, MOST_PAIRS, CHUNK = 2**18, 2**28, 512  # known items looked at, products, at once
 CATALOGUE_FILE = "catalogue.jsonl"
 FIELDS = ("item_id", "title", "brand", "categories")  # what the catalogue keeps of an item
@@ -211,7 +212,9 @@ class TTDSCatalogueMixin:
         """Return what collaborative embeddings items of these texts may have, from their likes.
 
         Each is the mean over the known items, weighted by exp(cosine of texts / `LIKENESS`)
-        (Nadaraya-Watson regression); a text that nothing is known of gets a zero row.
+        (Nadaraya-Watson regression); a text that nothing is known of gets a zero row. A mean is
+        shorter than an item's own embedding, the more the likes differ. At its own length new items
+        are hardly ever recommended, at unit length too often; `SURENESS` lies between.
 
         Args:
             text: Text embeddings, (num_new, text_dim).
@@ -230,7 +233,8 @@ class TTDSCatalogueMixin:
             cosines = F.normalize(text[rows], dim=-1) @ others.T
             weights = (cosines / LIKENESS).softmax(1).to(means.dtype)
             means[rows] = weights @ self.item_collaborative[known]
-        return F.normalize(means, dim=-1) * text.any(1, keepdim=True)
+        length = means.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        return means / length**SURENESS * text.any(1, keepdim=True)
 
     def _text_of_new(self, records: list[dict[str, str]], given: Any) -> Tensor:
         if given is None:

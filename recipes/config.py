@@ -230,7 +230,7 @@ class RerankerOptions(_Group):
         1, "Least number of users behind a pair of items the co-occurrence memory keeps."
     )
     cold_item_dropout: float = _option(
-        0.1,
+        0.25,
         "How often a step of their fits shows priors and re-ranker a user as if a fifth of the "
         "items had just been added, so that they can judge new items.",
     )
