@@ -324,7 +324,7 @@ def test_a_new_item_with_an_old_ones_text_and_company_differs_by_its_last_token_
 def test_without_interactions_a_new_item_is_placed_beside_items_of_like_texts(model):
     row = 12
     text = F.normalize(model.item_text, dim=-1)
-    weights = ((text[row] @ text.T) / LIKENESS).exp()
+    weights = ((text[row] @ text.T) / LIKENESS).exp() * model.item_collaborative.any(1)
     expected = (weights[:, None] * model.item_collaborative).sum(0) / weights.sum()
     expected = expected / expected.norm() ** SURENESS
     twin = {**model.catalogue[row], "item_id": "twin"}
