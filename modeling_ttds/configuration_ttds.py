@@ -127,6 +127,7 @@ class TTDSConfig(PreTrainedConfig):
     """
 
     model_type = "ttds"
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "losses"]
     sub_configs = {
         "backbone_config": AutoConfig,
         "item_tower": TTDSTowerConfig,
@@ -211,3 +212,39 @@ class TTDSConfig(PreTrainedConfig):
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """Return the backbone's configuration, which describes the vocabulary and the decoder."""
         return self.backbone_config
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "TTDSConfig":
+        """Return the configuration that a dict describes; a plain language model's is a backbone's.
+
+        Args:
+            config_dict: The dict, as in `config.json`.
+            **kwargs: As of `PreTrainedConfig.from_dict`.
+        """
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            config_dict = {"backbone_config": config_dict}
+        return super().from_dict(config_dict, **kwargs)
+
+
+def _of_backbone(name: str) -> property:
+    def get(config):
+        return getattr(config.backbone_config, name)
+
+    def put(config, value):
+        setattr(config.backbone_config, name, value)
+
+    return property(get, put, doc=f"The backbone's `{name}`.")
+
+
+# Others read the language model's shape here: DeepSpeed's "auto", PEFT's prompt tuning.
+for _name in (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+):
+    setattr(TTDSConfig, _name, _of_backbone(_name))

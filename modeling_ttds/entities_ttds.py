@@ -61,20 +61,21 @@ class TTDSEntitiesMixin:
         Raises:
             ValueError: A user is named, but no user states are attached.
         """
-        if ids.numel() == 0 or ids.max() < PLACEHOLDER_START:
-            return ids
+        # No branch on the ids: they may be on another device, or traced.
         kind, row, level, mask = self._placeholders(ids)
-        codes = self.item_sids[torch.where(kind == 0, row, 0), level]
+        codes = torch.zeros_like(ids)
+        if len(self.item_sids):
+            codes = self.item_sids[torch.where(mask & (kind == 0), row, 0), level]
         is_user = mask & (kind == 1)
-        if is_user.any():
-            if user_sids is None:
-                user_sids = getattr(self, "user_sids", None)
-            if user_sids is None:
-                raise ValueError(
-                    "The prompt names a user by row, but no user states are attached; "
-                    "call `attach_users` first or write the user's SID tokens."
-                )
+        if user_sids is None:
+            user_sids = getattr(self, "user_sids", None)
+        if user_sids is not None and len(user_sids):
             codes = torch.where(is_user, user_sids[torch.where(is_user, row, 0), level], codes)
+        elif not torch.compiler.is_compiling() and is_user.any():
+            raise ValueError(
+                "The prompt names a user by row, but no user states are attached; "
+                "call `attach_users` first or write the user's SID tokens."
+            )
         tower = self.config.item_tower
         block = (kind * tower.num_levels + level) * tower.num_codes
         return torch.where(mask, self.config.sid_token_start + block + codes, ids)
@@ -277,7 +278,16 @@ class TTDSEntitiesMixin:
             ids: Token ids.
             items: Row of the item whose SID ends at a token, -1 elsewhere, shaped as `ids`.
         """
-        embeddings = self.model.get_input_embeddings()(ids)
+        return self.with_codes(self.model.get_input_embeddings()(ids), ids, items)
+
+    def with_codes(self, embeddings: Tensor, ids: Tensor, items: Tensor | None = None) -> Tensor:
+        """Add to rows of the embedding matrix what SID tokens carry beside their own row.
+
+        Args:
+            embeddings: The rows, (*ids.shape, hidden).
+            ids: Token ids.
+            items: As of `embed`.
+        """
         code = ids - self.config.sid_token_start
         vectors = self.sid_token_vectors()
         is_code = (code >= 0) & (code < len(vectors))
@@ -288,6 +298,22 @@ class TTDSEntitiesMixin:
         place = (items >= 0).nonzero(as_tuple=True)
         vectors = self.item_reader(self.item_vectors(items[place]))
         return embeddings.index_put(place, vectors.to(embeddings.dtype), accumulate=True)
+
+    @torch.no_grad()
+    def ids_of(self, embeddings: Tensor) -> Tensor:
+        """Return which SID token's row of the embedding matrix vectors are, -100 where none's.
+
+        Args:
+            embeddings: Vectors, (..., hidden).
+        """
+        start, tower = self.config.sid_token_start, self.config.item_tower
+        count = len(KINDS) * tower.num_levels * tower.num_codes
+        tokens = torch.arange(start, start + count, device=embeddings.device)
+        # Rows that are looked up are copies: equal bits, and so equal sums of them.
+        known, order = _bits(self.model.get_input_embeddings()(tokens)).sort()
+        wanted = _bits(embeddings)
+        place = torch.searchsorted(known, wanted).clamp_max(count - 1)
+        return torch.where(known[place] == wanted, tokens[order[place]], -100)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the whole vocabulary, (..., vocab_size)."""
@@ -363,3 +389,11 @@ class TTDSEntitiesMixin:
             index = (rows[:, None], columns[:, None], tokens)
             logits = logits.index_put(index, added.to(logits.dtype), accumulate=True)
         return logits
+
+
+def _bits(vectors: Tensor) -> Tensor:
+    """Return a number per vector, (...): other ones for vectors that differ in any bit."""
+    bits = vectors.float().contiguous().view(torch.int32).long()
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randint(1, 2**62, bits.shape[-1:], generator=draw)
+    return (bits * weights.to(bits.device)).sum(-1)
