@@ -174,7 +174,7 @@ class TTDSCatalogueMixin:
                 )
             with evaluating(self.item_tower):
                 latents = self.item_tower.encode(text, collaborative).mean
-            codebooks = self.item_tower.codebooks
+            codebooks = self.item_tower.vectors
             nearest = self.item_tower.quantise(latents).codes
             sids = unique_sids(latents, codebooks, nearest, taken=self.item_sids)
             tables = {

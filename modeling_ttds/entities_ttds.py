@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from .configuration_ttds import KINDS, PLACEHOLDER_START
 from .nodes_ttds import TTDSHistory, TTDSNodePairs, TTDSNodeTable, history_profiles
+from .offload_ttds import at_hand
 from .towers_ttds import profile
 from .trie_ttds import TTDSTrie
 
@@ -263,9 +264,10 @@ class TTDSEntitiesMixin:
 
     def sid_token_vectors(self) -> Tensor:
         """Return the projected codebook vector of every SID token, (num_sid_tokens, hidden)."""
-        codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
+        towers = (self.item_tower, self.user_tower)
+        codebooks = torch.stack([tower.vectors.to(self.device) for tower in towers])
         codebooks = self._scaled(codebooks)
-        projections = self.codebook_projections.weight.to(codebooks.dtype)
+        projections = at_hand(self.codebook_projections, "weight").to(codebooks)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
     def embed(self, ids: Tensor, items: Tensor | None = None) -> Tensor:
@@ -292,12 +294,12 @@ class TTDSEntitiesMixin:
         vectors = self.sid_token_vectors()
         is_code = (code >= 0) & (code < len(vectors))
         added = F.embedding(torch.where(is_code, code, 0), vectors) * is_code[..., None]
-        embeddings = embeddings + added.to(embeddings.dtype)
+        embeddings = embeddings + added.to(embeddings)
         if items is None:
             return embeddings
         place = (items >= 0).nonzero(as_tuple=True)
         vectors = self.item_reader(self.item_vectors(items[place]))
-        return embeddings.index_put(place, vectors.to(embeddings.dtype), accumulate=True)
+        return embeddings.index_put(place, vectors.to(embeddings), accumulate=True)
 
     @torch.no_grad()
     def ids_of(self, embeddings: Tensor) -> Tensor:
@@ -317,8 +319,8 @@ class TTDSEntitiesMixin:
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the whole vocabulary, (..., vocab_size)."""
-        logits = self.lm_head(hidden)
-        level_logits = F.linear(hidden, self.sid_token_vectors().to(hidden.dtype))
+        logits = self.lm_head(hidden).to(hidden.device)
+        level_logits = F.linear(hidden, self.sid_token_vectors().to(hidden))
         start = self.config.sid_token_start
         end = start + level_logits.shape[-1]
         return logits + F.pad(level_logits, (start, logits.shape[-1] - end))
@@ -326,14 +328,15 @@ class TTDSEntitiesMixin:
     def level_logits(self, hidden: Tensor, kind: str, level: int) -> Tensor:
         """Return the logits of one level's SID tokens, (..., num_codes)."""
         k, tower = KINDS.index(kind), self.config.item_tower
-        codebook = self._scaled((self.item_tower, self.user_tower)[k].codebooks[level])
+        codebook = self._scaled((self.item_tower, self.user_tower)[k].vectors[level])
         first = self.config.sid_token_start + (k * tower.num_levels + level) * tower.num_codes
-        projections = self.codebook_projections.weight[k, level].to(codebook.dtype)
-        projected = (codebook @ projections).to(hidden.dtype)
+        projections = at_hand(self.codebook_projections, "weight")[k, level].to(codebook)
+        projected = (codebook @ projections).to(hidden)
         if type(self.lm_head) is not nn.Linear:  # an adapter holds some of the rows
             logits = self.lm_head(hidden)[..., first : first + tower.num_codes]
             return logits + F.linear(hidden, projected)
-        return F.linear(hidden, self.lm_head.weight[first : first + tower.num_codes] + projected)
+        rows = at_hand(self.lm_head, "weight")[first : first + tower.num_codes]
+        return F.linear(hidden, rows.to(hidden.device) + projected)
 
     def node_logits(
         self, states: Tensor, history: TTDSHistory, nodes: Tensor, level: int
@@ -361,8 +364,10 @@ class TTDSEntitiesMixin:
         if level == 0 and children.numel():  # all have the root's children
             children = children.flatten(0, -2)[0]
         scores = self.node_head(states, history.profiles, children, level + 1, self.node_table)
+        scores = scores.to(states.device)
         if self.config.pair_dim:
-            scores = scores + self.node_pairs(history.newest, children, level + 1)
+            pairs = self.node_pairs(history.newest, children, level + 1)
+            scores = scores + pairs.to(states.device)
         return scores
 
     def with_nodes(

@@ -51,7 +51,7 @@ class TTDSPrefix:
             **{CACHE: self.cache},
         )
         last = (self.lengths - 1)[:, None, None].expand(-1, 1, outputs.last_hidden_state.shape[-1])
-        self.state = outputs.last_hidden_state.gather(1, last)  # (batch, 1, hidden)
+        self.state = outputs.last_hidden_state.to(ids.device).gather(1, last)  # (batch, 1, hidden)
         slots = context.slots.gather(1, (self.lengths - 1)[:, None])[:, 0]
         rows = torch.arange(len(ids), device=ids.device)
         self.history = context.histories[rows, slots][:, None]  # (batch, 1)
@@ -71,13 +71,14 @@ class TTDSPrefix:
         attention.masked_fill_(~self.visible, lowest)
         positions = (self.lengths + self.depth)[:, None].expand(-1, beams)
         self.depth += 1
-        return self.model.model(
+        states = self.model.model(
             inputs_embeds=embeddings,
             attention_mask=attention[:, None],
             position_ids=positions,
             use_cache=True,
             **{CACHE: self.cache},
         ).last_hidden_state
+        return states.to(tokens.device)
 
 
 def child_log_probs(

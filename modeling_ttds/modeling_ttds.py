@@ -202,6 +202,11 @@ class TTDSForCausalLM(
             self._buffers[name] = unhalved(before, self._buffers[name])
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where catalogue and trie are; parts of the language model may be elsewhere."""
+        return self.item_sids.device
+
     def set_reranker(self, cooccurrence: TTDSCooccurrence, reranker: TTDSReranker) -> None:
         """Give the model a co-occurrence memory and re-ranker, which `recommend` then uses.
 
@@ -288,7 +293,7 @@ class TTDSForCausalLM(
         named = {"position_ids": position_ids, "use_cache": use_cache, CACHE: cache}
         kwargs |= {name: value for name, value in named.items() if value is not None}
         outputs = self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
-        hidden = outputs.last_hidden_state  # (batch, length, hidden)
+        hidden = outputs.last_hidden_state.to(self.device)  # (batch, length, hidden)
         loss, losses, logits = None, None, None
         if labels is not None and shift_labels is None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
