@@ -8,6 +8,16 @@ from transformers.configuration_utils import PreTrainedConfig
 # an entity row and a level. They survive padding, packing and truncation as plain ids do.
 PLACEHOLDER_START = 2**24
 KINDS = ("item", "user")
+# Others look for the language model's shape in the whole model's configuration: DeepSpeed's "auto",
+# PEFT's prompt tuning.
+OF_BACKBONE = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 
 
 def placeholder_ids(kind: str, row: int, num_levels: int) -> list[int]:
@@ -223,7 +233,13 @@ class TTDSConfig(PreTrainedConfig):
         """
         if config_dict.get("model_type", cls.model_type) != cls.model_type:
             config_dict = {"backbone_config": config_dict}
+        config_dict = {name: v for name, v in config_dict.items() if name not in OF_BACKBONE}
         return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict:
+        """Return the configuration as a dict, in which the backbone's shape stands once more."""
+        shape = {name: getattr(self, name) for name in OF_BACKBONE if hasattr(self, name)}
+        return super().to_dict() | shape
 
 
 def _of_backbone(name: str) -> property:
@@ -236,15 +252,5 @@ def _of_backbone(name: str) -> property:
     return property(get, put, doc=f"The backbone's `{name}`.")
 
 
-# Others read the language model's shape here: DeepSpeed's "auto", PEFT's prompt tuning.
-for _name in (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-):
+for _name in OF_BACKBONE:
     setattr(TTDSConfig, _name, _of_backbone(_name))

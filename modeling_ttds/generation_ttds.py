@@ -340,6 +340,8 @@ class TTDSItemEnd(StoppingCriteria):
         length: Length of the prompts and of one semantic ID.
     """
 
+    eos_token_id = None  # with such a name `generate` pads what is done while others go on
+
     def __init__(self, prompts: Tensor, length: int):
         self.prompts = prompts
         self.length = length

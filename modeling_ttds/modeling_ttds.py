@@ -239,7 +239,6 @@ class TTDSForCausalLM(
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         entity_ids: Tensor | None = None,
         entity_text_ids: Tensor | None = None,
@@ -260,15 +259,15 @@ class TTDSForCausalLM(
                 are then computed where a label stands only, and not returned.
             use_cache: Whether keys and values are kept and returned.
             logits_to_keep: How many of the last positions get logits; 0 means all.
-            shift_labels: Labels that stand where they are predicted, one place before their ids,
-                in place of `labels`.
             num_items_in_batch: Number of labels the loss is averaged over; by default this batch's.
             entity_ids: Placeholder ids of entities of the batch whose SID tokens are aligned with
                 their text, (num_entities, num_levels).
             entity_text_ids: Their text, padded on the right with -100, (num_entities, text_length).
             context_ids: All ids of the sequence, where `input_ids` are its last ones and a cache
                 holds those before, (batch, whole length).
-            **kwargs: Passed on to the trunk; `return_dict=False` gives a tuple.
+            **kwargs: `shift_labels` stand where they are predicted, one place before their ids,
+                and go before `labels`. `return_dict=False` gives a tuple. The rest is passed on to
+                the trunk.
 
         Raises:
             ValueError: There are neither ids nor embeddings, or both.
@@ -290,25 +289,28 @@ class TTDSForCausalLM(
             if self.training:
                 entities = self._batch_entities(ids)
                 inputs_embeds = self._let_gradient_through(inputs_embeds, ids, entities)
+        # Not named above, since `Trainer` takes every name with "label" in it for a column of the
+        # data.
+        targets = kwargs.pop("shift_labels", None)
+        if targets is None and labels is not None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         named = {"position_ids": position_ids, "use_cache": use_cache, CACHE: cache}
         kwargs |= {name: value for name, value in named.items() if value is not None}
         outputs = self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         hidden = outputs.last_hidden_state.to(self.device)  # (batch, length, hidden)
         loss, losses, logits = None, None, None
-        if labels is not None and shift_labels is None:
-            shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
-        if shift_labels is not None:
-            loss, losses = self._loss(hidden, shift_labels, context, entities, num_items_in_batch)
+        if targets is not None:
+            loss, losses = self._loss(hidden, targets, context, entities, num_items_in_batch)
             if self.training and entity_ids is not None and len(entity_ids) > 1:
                 # This batch's share of the step, as of the tower losses.
                 share = 1.0
                 if num_items_in_batch is not None:
-                    share = (shift_labels != -100).sum() / num_items_in_batch
+                    share = (targets != -100).sum() / num_items_in_batch
                 contrast, entity = self._alignment(entity_ids, entity_text_ids, entities)
                 weighted = self.config.infonce_weight * contrast
                 loss = loss + share * (weighted + self.config.cosine_weight * entity)
                 losses |= {"align_infonce": contrast.detach(), "align_cosine": entity.detach()}
-        if shift_labels is None or not self.training:
+        if targets is None or not self.training:
             keep = (
                 slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             )

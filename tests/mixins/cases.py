@@ -1,20 +1,15 @@
 """transformers' own tests of models, configurations and tokenizers, on ours."""
 
-import tempfile
 import unittest
-from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 from upstream.tests.generation.test_utils import GenerationTesterMixin
 from upstream.tests.test_configuration_common import ConfigTester
 from upstream.tests.test_modeling_common import ModelTesterMixin, ids_tensor
-from upstream.tests.test_tokenization_common import TokenizerTesterMixin
-from upstream.tests.test_tokenizers_backend_mixin import TokenizersBackendTesterMixin
 from upstream.tests.test_training_mixin import TrainingTesterMixin
 
-from modeling_ttds import TTDSConfig, TTDSForCausalLM, TTDSTokenizer
-from recipes.index.vocabulary import train_vocabulary
+from modeling_ttds import TTDSConfig, TTDSForCausalLM
 
 LEVELS, CODES, ITEMS = 2, 4, 10
 TEXT = 60  # ids below are text, those above SID tokens
