@@ -146,6 +146,13 @@ class TTDSEntitiesMixin:
         # Made anew when a part is another one or was written into. The parts are held: another one
         # could come to lie where one lay that is gone.
         held, versions, made = self.__dict__.get(name, ((), (), None))
+        if torch.compiler.is_compiling():
+            if made is None:
+                raise RuntimeError(
+                    "The trie is not built yet; call `prepare_tracing` before the model is "
+                    "exported or compiled."
+                )
+            return made
         now = [part._version if isinstance(part, Tensor) else 0 for part in parts]
         if versions != now or any(a is not b for a, b in zip(held, parts, strict=True)):
             made = make()
@@ -169,6 +176,15 @@ class TTDSEntitiesMixin:
 
         parts = [trie, self.item_text, self.item_collaborative, self.vector_projection]
         return self._made_of("_node_table", parts, make)
+
+    def prepare_tracing(self) -> None:
+        """Build all that `torch.export` and `torch.compile` find no way to build.
+
+        `from_pretrained` does so. What is exported keeps the catalogue of that moment.
+        """
+        if len(self.item_sids):
+            self.trie.prepare()
+            self.node_table  # noqa: B018
 
     def make_node_pairs(self) -> None:
         """Give the nodes of today's trie vectors that know of no pair yet, if the model has any."""
@@ -244,11 +260,13 @@ class TTDSEntitiesMixin:
         segments = torch.zeros_like(items)
         if position_ids is not None:
             segments = (position_ids == 0).expand_as(items).cumsum(1)
-        shape = (len(items), int(count.max()) if count.numel() else 0)
-        rows, columns = done.nonzero(as_tuple=True)
-        place = (rows, count[rows, columns] - 1)
-        history = items.new_full(shape, -1).index_put(place, items[rows, columns])
-        whose = items.new_full(shape, -1).index_put(place, segments[rows, columns])
+        longest = items.shape[1]
+        if count.numel() and not torch.compiler.is_compiling():
+            longest = int(count.max())  # a traced shape may not depend on the ids
+        place = torch.where(done, count - 1, longest)
+        empty = items.new_full((len(items), longest + 1), -1)
+        history = empty.scatter(1, place, items)[:, :longest]
+        whose = empty.scatter(1, place, segments)[:, :longest]
         profiles = self.profiles_after(history, whose)
         # Behind the start of another history and before its first item there is none.
         newest = F.pad(whose, (1, 0), value=-1).gather(1, count)
@@ -297,6 +315,11 @@ class TTDSEntitiesMixin:
         embeddings = embeddings + added.to(embeddings)
         if items is None:
             return embeddings
+        if torch.compiler.is_compiling():
+            if not len(self.item_sids):
+                return embeddings
+            vectors = self.item_reader(self.item_vectors(items.clamp_min(0)))
+            return embeddings + (vectors * (items >= 0)[..., None]).to(embeddings)
         place = (items >= 0).nonzero(as_tuple=True)
         vectors = self.item_reader(self.item_vectors(items[place]))
         return embeddings.index_put(place, vectors.to(embeddings), accumulate=True)
@@ -382,9 +405,14 @@ class TTDSEntitiesMixin:
             places: Which of its positions are kept, (kept,).
         """
         tower = self.config.item_tower
+        if not len(self.item_sids):
+            return logits
         for level in range(tower.num_levels):
+            if torch.compiler.is_compiling():
+                logits = self._with_nodes_of_level(logits, states, context, places, level)
+                continue
             rows, columns = (context.depth[:, places] == level).nonzero(as_tuple=True)
-            if not len(rows) or not len(self.item_sids):
+            if not len(rows):
                 continue
             _, nodes, history = context.at(rows, places[columns])
             children, real = self.trie.children(nodes, level)
@@ -394,6 +422,23 @@ class TTDSEntitiesMixin:
             index = (rows[:, None], columns[:, None], tokens)
             logits = logits.index_put(index, added.to(logits.dtype), accumulate=True)
         return logits
+
+    def _with_nodes_of_level(
+        self, logits: Tensor, states: Tensor, context: TTDSContext, places: Tensor, level: int
+    ) -> Tensor:
+        # For tracing: all positions, those of other levels masked.
+        tower = self.config.item_tower
+        here = context.depth[:, places] == level  # (batch, kept)
+        nodes = context.nodes[:, places] * here
+        slots = context.slots[:, places]
+        profiles = context.histories.profiles
+        index = slots[..., None, None].expand(*slots.shape, *profiles.shape[2:])
+        history = TTDSHistory(profiles.gather(1, index), context.histories.newest.gather(1, slots))
+        children, real = self.trie.children(nodes, level)
+        added = self._below(states, history, children, level) * (real & here[..., None])
+        first = self.config.sid_token_start + level * tower.num_codes
+        tokens = first + self.trie.codes[level + 1][children]
+        return logits.scatter_add(-1, tokens, added.to(logits.dtype))
 
 
 def _bits(vectors: Tensor) -> Tensor:

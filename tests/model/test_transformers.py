@@ -12,6 +12,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from modeling_ttds import TTDSForCausalLM
+from modeling_ttds.configuration_ttds import placeholder_ids
 from tests.model.test_generation import LEVELS, SHAPES, START, make_model, spelt
 
 IDS = torch.tensor([[5, *spelt(3), 7, *spelt(8)[:2]]])  # words, an item, and a part of another
@@ -69,6 +70,35 @@ def test_left_padding_changes_nothing(model):
     assert torch.equal(beside.sequences[:, 4:], alone.sequences)
     for found, expected in zip(beside.logits, alone.logits, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", ["llama untied", "gpt2"])
+def test_the_graph_of_a_loaded_model_is_exported_whole(shape, tmp_path):
+    make_model(shape).save_pretrained(tmp_path)
+    model = TTDSForCausalLM.from_pretrained(tmp_path)
+    graph = torch.export.export(model, (), {"input_ids": IDS, "use_cache": False}).module()
+    other = torch.cat([IDS[:, 4:], IDS[:, :4]], 1)
+    assert other.tolist() != IDS.tolist()
+    for ids in (IDS, other, torch.tensor([placeholder_ids("item", 5, LEVELS) * 2 + [7]])):
+        found = graph(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(found, model(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_model_is_traced_without_a_break(llama):
+    compiled = torch.compile(llama, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="call `prepare_tracing`"):
+        compiled(input_ids=IDS)
+    llama.prepare_tracing()
+    expected = llama(input_ids=IDS).logits
+    torch.testing.assert_close(compiled(input_ids=IDS).logits, expected, atol=1e-5, rtol=0)
+    made = llama.generate(input_ids=IDS, max_new_tokens=4, eos_token_id=None, do_sample=False)
+    static = llama.generate(
+        input_ids=IDS, max_new_tokens=4, eos_token_id=None, do_sample=False,
+        cache_implementation="static", disable_compile=True,
+    )  # fmt: skip
+    assert torch.equal(static, made)
 
 
 @torch.no_grad()
