@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test floors quality tables
+.PHONY: help demo test mixins floors quality tables
 
 help:            ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,6 +22,9 @@ demo: .venv/installed   ## train on the generated data set, print the table
 
 test: .venv/installed   ## run the tests
 	$(BIN)/python $(PYTEST)
+
+mixins: .venv/installed   ## run transformers' own tests of a model, fetched, on ours
+	$(BIN)/python -m tests.mixins
 
 # Pip takes newest versions only; uv takes lowest. It keeps the torch that is there.
 floors:          ## run the tests on the lowest versions that pyproject.toml names, torch aside

@@ -205,7 +205,7 @@ class TTDSCatalogueMixin:
         with evaluating(self.item_tower), torch.no_grad():
             latents = self.item_tower.encode(text, collaborative).mean
         nearest = self.item_tower.quantise(latents).codes
-        return unique_sids(latents, self.item_tower.codebooks, nearest, taken=taken)
+        return unique_sids(latents, self.item_tower.vectors, nearest, taken=taken)
 
     @torch.no_grad()
     def collaborative_of_texts(self, text: Tensor, known: Tensor | None = None) -> Tensor:

@@ -8,6 +8,16 @@ from transformers.configuration_utils import PreTrainedConfig
 # an entity row and a level. They survive padding, packing and truncation as plain ids do.
 PLACEHOLDER_START = 2**24
 KINDS = ("item", "user")
+# Others look for the language model's shape in the whole model's configuration: DeepSpeed's "auto",
+# PEFT's prompt tuning.
+OF_BACKBONE = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 
 
 def placeholder_ids(kind: str, row: int, num_levels: int) -> list[int]:
@@ -127,6 +137,7 @@ class TTDSConfig(PreTrainedConfig):
     """
 
     model_type = "ttds"
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "losses"]
     sub_configs = {
         "backbone_config": AutoConfig,
         "item_tower": TTDSTowerConfig,
@@ -211,3 +222,35 @@ class TTDSConfig(PreTrainedConfig):
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """Return the backbone's configuration, which describes the vocabulary and the decoder."""
         return self.backbone_config
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "TTDSConfig":
+        """Return the configuration that a dict describes; a plain language model's is a backbone's.
+
+        Args:
+            config_dict: The dict, as in `config.json`.
+            **kwargs: As of `PreTrainedConfig.from_dict`.
+        """
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            config_dict = {"backbone_config": config_dict}
+        config_dict = {name: v for name, v in config_dict.items() if name not in OF_BACKBONE}
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict:
+        """Return the configuration as a dict, in which the backbone's shape stands once more."""
+        shape = {name: getattr(self, name) for name in OF_BACKBONE if hasattr(self, name)}
+        return super().to_dict() | shape
+
+
+def _of_backbone(name: str) -> property:
+    def get(config):
+        return getattr(config.backbone_config, name)
+
+    def put(config, value):
+        setattr(config.backbone_config, name, value)
+
+    return property(get, put, doc=f"The backbone's `{name}`.")
+
+
+for _name in OF_BACKBONE:
+    setattr(TTDSConfig, _name, _of_backbone(_name))

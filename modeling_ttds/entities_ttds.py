@@ -16,6 +16,7 @@ from .nodes_ttds import (
     history_profiles,
     item_vectors,
 )
+from .offload_ttds import at_hand
 from .towers_ttds import profile
 from .trie_ttds import TTDSTrie
 
@@ -65,20 +66,21 @@ class TTDSEntitiesMixin:
         Raises:
             ValueError: A user is named, but no user states are attached.
         """
-        if ids.numel() == 0 or ids.max() < PLACEHOLDER_START:
-            return ids
+        # No branch on the ids: they may be on another device, or traced.
         kind, row, level, mask = self._placeholders(ids)
-        codes = self.item_sids[torch.where(kind == 0, row, 0), level]
+        codes = torch.zeros_like(ids)
+        if len(self.item_sids):
+            codes = self.item_sids[torch.where(mask & (kind == 0), row, 0), level]
         is_user = mask & (kind == 1)
-        if is_user.any():
-            if user_sids is None:
-                user_sids = getattr(self, "user_sids", None)
-            if user_sids is None:
-                raise ValueError(
-                    "The prompt names a user by row, but no user states are attached; "
-                    "call `attach_users` first or write the user's SID tokens."
-                )
+        if user_sids is None:
+            user_sids = getattr(self, "user_sids", None)
+        if user_sids is not None and len(user_sids):
             codes = torch.where(is_user, user_sids[torch.where(is_user, row, 0), level], codes)
+        elif not torch.compiler.is_compiling() and is_user.any():
+            raise ValueError(
+                "The prompt names a user by row, but no user states are attached; "
+                "call `attach_users` first or write the user's SID tokens."
+            )
         tower = self.config.item_tower
         block = (kind * tower.num_levels + level) * tower.num_codes
         return torch.where(mask, self.config.sid_token_start + block + codes, ids)
@@ -148,6 +150,13 @@ class TTDSEntitiesMixin:
         # Made anew when a part is another one or was written into. The parts are held: another one
         # could come to lie where one lay that is gone.
         held, versions, made = self.__dict__.get(name, ((), (), None))
+        if torch.compiler.is_compiling():
+            if made is None:
+                raise RuntimeError(
+                    "The trie is not built yet; call `prepare_tracing` before the model is "
+                    "exported or compiled."
+                )
+            return made
         now = [part._version if isinstance(part, Tensor) else 0 for part in parts]
         if versions != now or any(a is not b for a, b in zip(held, parts, strict=True)):
             made = make()
@@ -166,6 +175,15 @@ class TTDSEntitiesMixin:
 
         parts = [trie, self.item_text, self.item_collaborative, self.vector_projection]
         return self._made_of("_node_table", parts, make)
+
+    def prepare_tracing(self) -> None:
+        """Build all that `torch.export` and `torch.compile` find no way to build.
+
+        `from_pretrained` does so. What is exported keeps the catalogue of that moment.
+        """
+        if len(self.item_sids):
+            self.trie.prepare()
+            self.node_table  # noqa: B018
 
     def make_node_pairs(self) -> None:
         """Give the nodes of today's trie vectors that know of no pair yet, if the model has any."""
@@ -241,11 +259,13 @@ class TTDSEntitiesMixin:
         segments = torch.zeros_like(items)
         if position_ids is not None:
             segments = (position_ids == 0).expand_as(items).cumsum(1)
-        shape = (len(items), int(count.max()) if count.numel() else 0)
-        rows, columns = done.nonzero(as_tuple=True)
-        place = (rows, count[rows, columns] - 1)
-        history = items.new_full(shape, -1).index_put(place, items[rows, columns])
-        whose = items.new_full(shape, -1).index_put(place, segments[rows, columns])
+        longest = items.shape[1]
+        if count.numel() and not torch.compiler.is_compiling():
+            longest = int(count.max())  # a traced shape may not depend on the ids
+        place = torch.where(done, count - 1, longest)
+        empty = items.new_full((len(items), longest + 1), -1)
+        history = empty.scatter(1, place, items)[:, :longest]
+        whose = empty.scatter(1, place, segments)[:, :longest]
         profiles = self.profiles_after(history, whose)
         # Behind the start of another history and before its first item there is none.
         newest = F.pad(whose, (1, 0), value=-1).gather(1, count)
@@ -261,9 +281,10 @@ class TTDSEntitiesMixin:
 
     def sid_token_vectors(self) -> Tensor:
         """Return the projected codebook vector of every SID token, (num_sid_tokens, hidden)."""
-        codebooks = torch.stack([self.item_tower.codebooks, self.user_tower.codebooks])
+        towers = (self.item_tower, self.user_tower)
+        codebooks = torch.stack([tower.vectors.to(self.device) for tower in towers])
         codebooks = self._scaled(codebooks)
-        projections = self.codebook_projections.weight.to(codebooks.dtype)
+        projections = at_hand(self.codebook_projections, "weight").to(codebooks)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
     def embed(self, ids: Tensor, items: Tensor | None = None) -> Tensor:
@@ -276,22 +297,52 @@ class TTDSEntitiesMixin:
             ids: Token ids.
             items: Row of the item whose SID ends at a token, -1 elsewhere, shaped as `ids`.
         """
-        embeddings = self.model.get_input_embeddings()(ids)
+        return self.with_codes(self.model.get_input_embeddings()(ids), ids, items)
+
+    def with_codes(self, embeddings: Tensor, ids: Tensor, items: Tensor | None = None) -> Tensor:
+        """Add to rows of the embedding matrix what SID tokens carry beside their own row.
+
+        Args:
+            embeddings: The rows, (*ids.shape, hidden).
+            ids: Token ids.
+            items: As of `embed`.
+        """
         code = ids - self.config.sid_token_start
         vectors = self.sid_token_vectors()
         is_code = (code >= 0) & (code < len(vectors))
         added = F.embedding(torch.where(is_code, code, 0), vectors) * is_code[..., None]
-        embeddings = embeddings + added.to(embeddings.dtype)
+        embeddings = embeddings + added.to(embeddings)
         if items is None:
             return embeddings
+        if torch.compiler.is_compiling():
+            if not len(self.item_sids):
+                return embeddings
+            vectors = self.item_reader(self.item_vectors(items.clamp_min(0)))
+            return embeddings + (vectors * (items >= 0)[..., None]).to(embeddings)
         place = (items >= 0).nonzero(as_tuple=True)
         vectors = self.item_reader(self.item_vectors(items[place]))
-        return embeddings.index_put(place, vectors.to(embeddings.dtype), accumulate=True)
+        return embeddings.index_put(place, vectors.to(embeddings), accumulate=True)
+
+    @torch.no_grad()
+    def ids_of(self, embeddings: Tensor) -> Tensor:
+        """Return which SID token's row of the embedding matrix vectors are, -100 where none's.
+
+        Args:
+            embeddings: Vectors, (..., hidden).
+        """
+        start, tower = self.config.sid_token_start, self.config.item_tower
+        count = len(KINDS) * tower.num_levels * tower.num_codes
+        tokens = torch.arange(start, start + count, device=embeddings.device)
+        # Rows that are looked up are copies: equal bits, and so equal sums of them.
+        known, order = _bits(self.model.get_input_embeddings()(tokens)).sort()
+        wanted = _bits(embeddings)
+        place = torch.searchsorted(known, wanted).clamp_max(count - 1)
+        return torch.where(known[place] == wanted, tokens[order[place]], -100)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the whole vocabulary, (..., vocab_size)."""
-        logits = self.lm_head(hidden)
-        level_logits = F.linear(hidden, self.sid_token_vectors().to(hidden.dtype))
+        logits = self.lm_head(hidden).to(hidden.device)
+        level_logits = F.linear(hidden, self.sid_token_vectors().to(hidden))
         start = self.config.sid_token_start
         end = start + level_logits.shape[-1]
         return logits + F.pad(level_logits, (start, logits.shape[-1] - end))
@@ -299,14 +350,15 @@ class TTDSEntitiesMixin:
     def level_logits(self, hidden: Tensor, kind: str, level: int) -> Tensor:
         """Return the logits of one level's SID tokens, (..., num_codes)."""
         k, tower = KINDS.index(kind), self.config.item_tower
-        codebook = self._scaled((self.item_tower, self.user_tower)[k].codebooks[level])
+        codebook = self._scaled((self.item_tower, self.user_tower)[k].vectors[level])
         first = self.config.sid_token_start + (k * tower.num_levels + level) * tower.num_codes
-        projections = self.codebook_projections.weight[k, level].to(codebook.dtype)
-        projected = (codebook @ projections).to(hidden.dtype)
+        projections = at_hand(self.codebook_projections, "weight")[k, level].to(codebook)
+        projected = (codebook @ projections).to(hidden)
         if type(self.lm_head) is not nn.Linear:  # an adapter holds some of the rows
             logits = self.lm_head(hidden)[..., first : first + tower.num_codes]
             return logits + F.linear(hidden, projected)
-        return F.linear(hidden, self.lm_head.weight[first : first + tower.num_codes] + projected)
+        rows = at_hand(self.lm_head, "weight")[first : first + tower.num_codes]
+        return F.linear(hidden, rows.to(hidden.device) + projected)
 
     def node_logits(
         self, states: Tensor, history: TTDSHistory, nodes: Tensor, level: int
@@ -334,8 +386,10 @@ class TTDSEntitiesMixin:
         if level == 0 and children.numel():  # all have the root's children
             children = children.flatten(0, -2)[0]
         scores = self.node_head(states, history.profiles, children, level + 1, self.node_table)
+        scores = scores.to(states.device)
         if self.config.pair_dim:
-            scores = scores + self.node_pairs(history.newest, children, level + 1)
+            pairs = self.node_pairs(history.newest, children, level + 1)
+            scores = scores + pairs.to(states.device)
         return scores
 
     def with_nodes(
@@ -350,9 +404,14 @@ class TTDSEntitiesMixin:
             places: Which of its positions are kept, (kept,).
         """
         tower = self.config.item_tower
+        if not len(self.item_sids):
+            return logits
         for level in range(tower.num_levels):
+            if torch.compiler.is_compiling():
+                logits = self._with_nodes_of_level(logits, states, context, places, level)
+                continue
             rows, columns = (context.depth[:, places] == level).nonzero(as_tuple=True)
-            if not len(rows) or not len(self.item_sids):
+            if not len(rows):
                 continue
             _, nodes, history = context.at(rows, places[columns])
             children, real = self.trie.children(nodes, level)
@@ -362,3 +421,28 @@ class TTDSEntitiesMixin:
             index = (rows[:, None], columns[:, None], tokens)
             logits = logits.index_put(index, added.to(logits.dtype), accumulate=True)
         return logits
+
+    def _with_nodes_of_level(
+        self, logits: Tensor, states: Tensor, context: TTDSContext, places: Tensor, level: int
+    ) -> Tensor:
+        # For tracing: all positions, those of other levels masked.
+        tower = self.config.item_tower
+        here = context.depth[:, places] == level  # (batch, kept)
+        nodes = context.nodes[:, places] * here
+        slots = context.slots[:, places]
+        profiles = context.histories.profiles
+        index = slots[..., None, None].expand(*slots.shape, *profiles.shape[2:])
+        history = TTDSHistory(profiles.gather(1, index), context.histories.newest.gather(1, slots))
+        children, real = self.trie.children(nodes, level)
+        added = self._below(states, history, children, level) * (real & here[..., None])
+        first = self.config.sid_token_start + level * tower.num_codes
+        tokens = first + self.trie.codes[level + 1][children]
+        return logits.scatter_add(-1, tokens, added.to(logits.dtype))
+
+
+def _bits(vectors: Tensor) -> Tensor:
+    """Return a number per vector, (...): other ones for vectors that differ in any bit."""
+    bits = vectors.float().contiguous().view(torch.int32).long()
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randint(1, 2**62, bits.shape[-1:], generator=draw)
+    return (bits * weights.to(bits.device)).sum(-1)

@@ -73,16 +73,16 @@ class TTDSLossMixin:
     def _loss(
         self,
         hidden: Tensor,
-        labels: Tensor,
-        context: TTDSContext | None,
+        targets: Tensor,
+        context: TTDSContext,
         entities: dict[str, TTDSEntities],
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        targets = labels[:, 1:]
+        # Targets stand where they are predicted, one place before their ids.
         supervised = targets != -100
         rows, columns = supervised.nonzero(as_tuple=True)
         targets = targets[supervised]  # (num_targets,)
-        states = hidden[:, :-1][supervised]  # (num_targets, hidden)
+        states = hidden[supervised]  # (num_targets, hidden)
         nll = self._item_nll(states, targets, context, (rows, columns), entities)
         rest = nll.isnan()
         if rest.any():
@@ -112,14 +112,14 @@ class TTDSLossMixin:
         self,
         states: Tensor,
         targets: Tensor,
-        context: TTDSContext | None,
+        context: TTDSContext,
         places: tuple[Tensor, Tensor],
         entities: dict[str, TTDSEntities],
     ) -> Tensor:
         """Return the loss of codes that lead down the trie, NaN for all other targets."""
         kind = torch.promote_types(states.dtype, torch.float32)
         nll = torch.full(targets.shape, torch.nan, device=states.device, dtype=kind)
-        if context is None or not len(self.item_sids):
+        if not len(self.item_sids):
             return nll
         tower, trie = self.config.item_tower, self.trie
         offset = self.bind(targets) - self.config.sid_token_start

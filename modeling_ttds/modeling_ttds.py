@@ -5,15 +5,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from torch.nn import functional as F  # noqa: N812
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.deprecation import deprecate_kwarg
+from transformers.utils.generic import can_return_tuple
 
 from .catalogue_ttds import TTDSCatalogueMixin
 from .configuration_ttds import KINDS, TTDSConfig
 from .cooccurrence_ttds import TTDSCooccurrence
 from .entities_ttds import TTDSEntitiesMixin
-from .generation_ttds import CACHE
+from .generation_ttds import CACHE, TTDSGenerationMixin
 from .lock_ttds import TTDSLock
 from .losses_ttds import TTDSLossMixin
 from .nodes_ttds import TTDSNodeHead, TTDSNodePairs
@@ -26,6 +29,23 @@ from .reranker_ttds import FEATURES, TTDSReranker
 from .saving_ttds import TTDSSavingMixin
 from .text_ttds import TTDSTokenTable
 from .towers_ttds import TTDSTower
+
+# What semantic IDs and re-ranking are made of.
+WHOLE_MODULES = ("item_tower", "user_tower", "token_table", "prior_head", "reranker")
+WHOLE_BUFFERS = (
+    "item_text",
+    "item_collaborative",
+    "vector_projection",
+    r"cooccurrence\.values",
+    r"cooccurrence\.items",
+)
+
+# transformers before the new name of the cache hands it on by the old one.
+_cache_by_its_old_name = (
+    deprecate_kwarg("past_key_values", "5.40.0", new_name=CACHE)
+    if CACHE != "past_key_values"
+    else lambda forward: forward
+)
 
 
 @dataclass
@@ -84,7 +104,7 @@ class TTDSForCausalLM(
     TTDSCatalogueMixin,
     TTDSRecommendationMixin,
     TTDSQuestionsMixin,
-    GenerationMixin,
+    TTDSGenerationMixin,
 ):
     """A causal language model around two towers.
 
@@ -101,14 +121,9 @@ class TTDSForCausalLM(
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _supports_flash_attn = True
+    # No flash attention: the beams of one prompt stand side by side in a mask of their own.
     _supports_attention_backend = True
-    # In half precision the language model is halved, not what makes semantic IDs: they stay.
-    _keep_in_fp32_modules_strict = {
-        r"^(item_tower|user_tower|token_table|reranker|prior_head)\.",
-        r"^(item_text|item_collaborative|vector_projection|cooccurrence\.values|"
-        r"cooccurrence\.items)$",
-    }
+    _can_compile_fullgraph = True
 
     def __init__(self, config: TTDSConfig):
         super().__init__(config)
@@ -143,7 +158,15 @@ class TTDSForCausalLM(
         embeddings = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
+        # In half precision the language model is halved, not what makes semantic IDs: it stays, and
+        # no layer of it is quantised.
+        whole_modules = [name for name in WHOLE_MODULES if hasattr(self, name)]
+        self._keep_in_fp32_modules = whole_modules
+        whole_parts = "|".join([*whole_modules, *WHOLE_BUFFERS])
+        self._keep_in_fp32_modules_strict = [f"({whole_parts})"]
         self.post_init()
+        # Whole rows of the embedding matrix and of the tied head are read: no process has a part.
+        (self._tp_plan or {}).pop(f"model.{name}", None)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -179,6 +202,11 @@ class TTDSForCausalLM(
             self._buffers[name] = unhalved(before, self._buffers[name])
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where catalogue and trie are; parts of the language model may be elsewhere."""
+        return self.item_sids.device
+
     def set_reranker(self, cooccurrence: TTDSCooccurrence, reranker: TTDSReranker) -> None:
         """Give the model a co-occurrence memory and re-ranker, which `recommend` then uses.
 
@@ -199,12 +227,17 @@ class TTDSForCausalLM(
         self.config.has_priors, self.config.cooccurrence_pairs = True, len(cooccurrence.others)
         self.cooccurrence, self.prior_head = cooccurrence, prior_head
 
+    @_cache_by_its_old_name
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         entity_ids: Tensor | None = None,
@@ -217,9 +250,14 @@ class TTDSForCausalLM(
         Args:
             input_ids: Token or placeholder ids, (batch, length).
             attention_mask: 1 for tokens, 0 for padding, (batch, length).
-            inputs_embeds: Embeddings instead of ids, (batch, length, hidden).
+            position_ids: Places of the ids; where they start anew from 0, a packed row goes on with
+                another sequence, (batch, length).
+            cache: Keys and values of the ids before; `past_key_values` is its older name.
+            inputs_embeds: Rows of `get_input_embeddings()` instead of ids, or vectors of one's own,
+                (batch, length, hidden). A SID token's row stands for the token, in every way.
             labels: Ids to predict, -100 where none, (batch, length). In training mode the logits
                 are then computed where a label stands only, and not returned.
+            use_cache: Whether keys and values are kept and returned.
             logits_to_keep: How many of the last positions get logits; 0 means all.
             num_items_in_batch: Number of labels the loss is averaged over; by default this batch's.
             entity_ids: Placeholder ids of entities of the batch whose SID tokens are aligned with
@@ -227,41 +265,59 @@ class TTDSForCausalLM(
             entity_text_ids: Their text, padded on the right with -100, (num_entities, text_length).
             context_ids: All ids of the sequence, where `input_ids` are its last ones and a cache
                 holds those before, (batch, whole length).
-            **kwargs: Passed on to the trunk.
+            **kwargs: `shift_labels` stand where they are predicted, one place before their ids,
+                and go before `labels`. `return_dict=False` gives a tuple. The rest is passed on to
+                the trunk.
+
+        Raises:
+            ValueError: There are neither ids nor embeddings, or both.
         """
-        entities, context = {}, None
-        if inputs_embeds is None:
-            whole = input_ids if context_ids is None else context_ids
-            positions = kwargs.get("position_ids") if context_ids is None else None
-            context = self.context(whole, positions)
-            items = context.items[:, whole.shape[1] - input_ids.shape[1] :]
-            inputs_embeds = self.embed(self.bind(input_ids), items)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                "`input_ids` and `inputs_embeds` are "
+                f"{'both missing' if input_ids is None else 'both given'}; give one of them."
+            )
+        ids = self.ids_of(inputs_embeds) if input_ids is None else input_ids
+        whole = ids if context_ids is None else context_ids
+        context = self.context(whole, position_ids if context_ids is None else None)
+        items = context.items[:, whole.shape[1] - ids.shape[1] :]
+        entities = {}
+        if input_ids is None:
+            inputs_embeds = self.with_codes(inputs_embeds, ids, items)
+        else:
+            inputs_embeds = self.embed(self.bind(ids), items)
             if self.training:
-                entities = self._batch_entities(input_ids)
-                inputs_embeds = self._let_gradient_through(inputs_embeds, input_ids, entities)
+                entities = self._batch_entities(ids)
+                inputs_embeds = self._let_gradient_through(inputs_embeds, ids, entities)
+        # Not named above, since `Trainer` takes every name with "label" in it for a column of the
+        # data.
+        targets = kwargs.pop("shift_labels", None)
+        if targets is None and labels is not None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        named = {"position_ids": position_ids, "use_cache": use_cache, CACHE: cache}
+        kwargs |= {name: value for name, value in named.items() if value is not None}
         outputs = self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
-        hidden = outputs.last_hidden_state  # (batch, length, hidden)
+        hidden = outputs.last_hidden_state.to(self.device)  # (batch, length, hidden)
         loss, losses, logits = None, None, None
-        if labels is not None:
-            loss, losses = self._loss(hidden, labels, context, entities, num_items_in_batch)
+        if targets is not None:
+            loss, losses = self._loss(hidden, targets, context, entities, num_items_in_batch)
             if self.training and entity_ids is not None and len(entity_ids) > 1:
                 # This batch's share of the step, as of the tower losses.
                 share = 1.0
                 if num_items_in_batch is not None:
-                    share = (labels[:, 1:] != -100).sum() / num_items_in_batch
+                    share = (targets != -100).sum() / num_items_in_batch
                 contrast, entity = self._alignment(entity_ids, entity_text_ids, entities)
                 weighted = self.config.infonce_weight * contrast
                 loss = loss + share * (weighted + self.config.cosine_weight * entity)
                 losses |= {"align_infonce": contrast.detach(), "align_cosine": entity.detach()}
-        if labels is None or not self.training:
+        if targets is None or not self.training:
             keep = (
                 slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             )
             logits = self.token_logits(hidden[:, keep])
-            if context is not None:
-                places = torch.arange(context.depth.shape[1], device=hidden.device)
-                places = places[-hidden.shape[1] :][keep]
-                logits = self.with_nodes(logits, hidden[:, keep], context, places)
+            places = torch.arange(whole.shape[1], device=hidden.device)
+            places = places[-hidden.shape[1] :][keep]
+            logits = self.with_nodes(logits, hidden[:, keep], context, places)
         return TTDSOutput(
             loss=loss,
             logits=logits,
@@ -271,12 +327,25 @@ class TTDSForCausalLM(
             losses=losses,
         )
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args, **kwargs) -> dict:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args, inputs_embeds: Tensor | None = None, **kwargs
+    ) -> dict:
         """Hand all ids on, since a cache drops those that say where in the trie we are."""
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        if inputs.get("input_ids") is not None:
-            inputs["context_ids"] = input_ids
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
+        )
+        if inputs_embeds is not None:
+            input_ids = torch.cat([self.ids_of(inputs_embeds), input_ids], 1)
+        inputs["context_ids"] = input_ids
         return inputs
+
+    @classmethod
+    def is_backend_compatible(cls) -> bool:
+        """Say no: engines such as vLLM put a head of their own on the trunk.
+
+        Node logits depend on history and trie, so no stock head can hold them.
+        """
+        return False
 
 
 TTDSConfig.register_for_auto_class()

@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import initialization as init
 
 from .configuration_ttds import TTDSConfig
+from .offload_ttds import at_hand
 from .trie_ttds import TTDSTrie, spread
 
 # Weight of a history's item per step into the past, of each profile; 0 leaves its newest alone.
@@ -190,7 +191,7 @@ class TTDSNodePairs(nn.Module):
             depth: Their depth.
         """
         source = self.source[newest.clamp_min(0)] * (newest >= 0)[..., None]
-        source, target = self.dropout(source), self.targets[depth - 1][children]
+        source, target = self.dropout(source), at_hand(self.targets, str(depth - 1))[children]
         if children.ndim == 1:
             return source @ target.T
         return torch.einsum("...d,...cd->...c", source, target)
@@ -247,7 +248,7 @@ class TTDSNodeHead(nn.Module):
         Args:
             level: The level.
         """
-        return tuple(getattr(self, f"{name}_{level}") for name in ("state", "profile"))
+        return tuple(at_hand(self, f"{name}_{level}") for name in ("state", "profile"))
 
     def of_states(self, states: Tensor, level: int) -> Tensor:
         """Return what states add to the query of a level, (..., dim).

@@ -75,6 +75,11 @@ class TTDSRecommendationMixin:
         Raises:
             ValueError: An argument is out of range or an item unknown; the message says which.
         """
+        if not self.catalogue:
+            raise ValueError(
+                "The model has no catalogue, so it has nothing to recommend; load a model with its "
+                "`catalogue.jsonl`, or set `catalogue`."
+            )
         rows = self.history_rows(histories, unknown)
         user_rows = None
         if user_histories is not None:

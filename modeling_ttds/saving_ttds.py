@@ -77,4 +77,5 @@ class TTDSSavingMixin:
         model._origin = hub
         if file is not None:
             model.read_catalogue(file)
+            model.prepare_tracing()
         return loaded

@@ -58,6 +58,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
 
     # No `__init__`: a fast tokenizer that defines one is rebuilt without its pre-tokenizer on load.
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "sid_table_file": INDEX_FILE}
+    model_input_names = ["input_ids", "attention_mask"]  # what the model takes, `generate` too
 
     @classmethod
     def from_base(

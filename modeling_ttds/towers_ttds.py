@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .configuration_ttds import TTDSTowerConfig
+from .offload_ttds import at_hand
 from .precision_ttds import TTDSFloat32
 
 MODALITIES = ("text", "collaborative")
@@ -120,6 +121,11 @@ class TTDSTower(TTDSFloat32):
         )
         self.float()  # where a model is made in half precision too
 
+    @property
+    def vectors(self) -> Tensor:
+        """The codebook vectors, wherever they are kept, (num_levels, num_codes, code_dim)."""
+        return at_hand(self, "codebooks")
+
     def encode(
         self, text: Tensor, collaborative: Tensor, drop: dict[str, Tensor] | None = None
     ) -> TTDSPosterior:
@@ -158,7 +164,7 @@ class TTDSTower(TTDSFloat32):
             codes: Codes to follow instead of the nearest ones, (batch, num_levels).
         """
         residual, chosen, residuals, vectors = latent, [], [], []
-        for level, codebook in enumerate(self.codebooks):
+        for level, codebook in enumerate(self.vectors):
             nearest = codes is None
             code = torch.cdist(residual, codebook).argmin(-1) if nearest else codes[:, level]
             vector = codebook[code]  # (batch, code_dim)
@@ -177,8 +183,9 @@ class TTDSTower(TTDSFloat32):
         Args:
             residuals: What each level has to quantise, (batch, num_levels, code_dim).
         """
-        squares = torch.cdist(residuals.transpose(0, 1), self.codebooks).square()
-        unit = 2 * self.codebooks.detach().var(1, unbiased=False).sum(-1)[:, None, None]
+        vectors = self.vectors
+        squares = torch.cdist(residuals.transpose(0, 1), vectors).square()
+        unit = 2 * vectors.detach().var(1, unbiased=False).sum(-1)[:, None, None]
         scale = self.config.code_temperature * unit.clamp_min(1e-12)
         return torch.log_softmax(-squares / scale, -1).transpose(0, 1)
 

@@ -83,7 +83,11 @@ class TTDSTrie:
         """Return the children of nodes, padded to the most: (..., children) nodes and mask."""
         first = self.first_child[depth][nodes]
         count = self.first_child[depth][nodes + 1] - first
-        steps = torch.arange(int(count.max()) if count.numel() else 0, device=nodes.device)
+        if torch.compiler.is_compiling():  # a shape may not depend on the nodes
+            most = self.most_children[depth]
+        else:
+            most = int(count.max()) if count.numel() else 0
+        steps = torch.arange(most, device=nodes.device)
         real = steps < count[..., None]
         return torch.where(real, first[..., None] + steps, first[..., None]), real
 
@@ -97,6 +101,11 @@ class TTDSTrie:
         return self.first_item[depth][nodes + 1] - self.first_item[depth][nodes]
 
     @cached_property
+    def most_children(self) -> list[int]:
+        """Per depth but the last, how many children a node has at most."""
+        return [int(first.diff().max()) for first in self.first_child]
+
+    @cached_property
     def _edges(self) -> list[Tensor]:
         """Per depth but the root's, parent and code of every node as one ascending number."""
         edges = []
@@ -104,6 +113,10 @@ class TTDSTrie:
             parents = torch.repeat_interleave(first.diff())
             edges.append((parents << 32) + self.codes[depth + 1])
         return edges
+
+    def prepare(self) -> None:
+        """Make all that is made on first need, since what is traced cannot make it."""
+        self.most_children, self._edges  # noqa: B018
 
     def child(self, nodes: Tensor, codes: Tensor, depth: int) -> Tensor:
         """Return the children that codes lead to, shaped as nodes; -1 where there is none.

@@ -218,3 +218,11 @@ def test_a_changed_index_is_a_new_trie():
     assert model.trie is first
     model.item_sids[0] = torch.tensor([7, 7, 7])
     assert model.trie is not first and model.trie.node_of(torch.tensor([0]), 1) >= 0
+
+
+def test_no_code_follows_the_last_level():
+    model = make_model()
+    constraint = TTDSConstraint(model.trie, 2, START, CODES)
+    ids = torch.tensor([[5, 6, *spelt(3)]])
+    with pytest.raises(ValueError, match=f"past the {LEVELS} levels.*max_new_tokens={LEVELS}"):
+        constraint(ids, torch.zeros(1, 192))
