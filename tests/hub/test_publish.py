@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from recipes.config import RerankerOptions, TTDSArguments, TTDSTrainingArguments
+from recipes.config import RerankerOptions, TTDSArguments
 from recipes.data.tables import write_data
 from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY
@@ -24,6 +24,7 @@ from recipes.hub.card import card, data_facts, shown_name
 from recipes.hub.files import PublishError, model_files
 from recipes.hub.publishing import take_over_push
 from recipes.ranking import reranker
+from recipes.tuning.arguments import TTDSTrainingArguments
 from tests.conftest import ROOT, altered
 from tests.hub_server import READ_ONLY, TOKEN, HubServer
 
@@ -66,7 +67,9 @@ def folder(built, split, shop, options, tmp_path_factory):
     }
     report.write_json(folder / "metrics.json", facts | rows)
     for row, found in lists.items():
-        report.write_run(folder / report.run_file(row, lists), split, "test", found)
+        report.write_run(
+            report.lists_folder(folder) / report.run_file(row, lists), split, "test", found
+        )
     for name, content in LITTER.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
@@ -370,7 +373,10 @@ def test_card_reports_what_was_measured_and_nothing_else(folder):
     parsed = ModelCard(text)
     row = metrics["test"]["TTDS"]
     found = {result.metric_name: result.metric_value for result in parsed.data.eval_results}
-    assert found == {name: row[name] for name in found} and {"NDCG@10", "HR@10"} <= found.keys()
+    assert (
+        found == {name: round(row[name], 4) for name in found}
+        and {"NDCG@10", "HR@10"} <= found.keys()
+    )
     assert parsed.data.model_name == "name" and parsed.data.library_name == "transformers"
     assert parsed.data.license == "apache-2.0" and parsed.data.datasets is None
     for name, row in metrics["test"].items():
