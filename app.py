@@ -595,7 +595,8 @@ def build(shop: Shop) -> gr.Blocks:
         settings = [history, top_k, category, rerank]
         shown = [chosen, ranked, walked, compared]
         clicks = [part.click for part in (chosen, found, ranked, compared, asked, new)]
-        gr.on(clicks, click, settings, [history, *shown], **quiet)
+        # By default a click is lost while the one before it is being answered.
+        gr.on(clicks, click, settings, [history, *shown], trigger_mode="multiple", **quiet)
         gr.on([top_k.change, category.change, rerank.change], show, settings, shown, **quiet)
         words.change(search, words, found, trigger_mode="always_last", **quiet)
         comparing.click(compare, [history, category], compared, **quiet)

@@ -85,8 +85,9 @@ def train(output: Path, recipe: list[str]) -> float:
     report.write_json(ledger, {"arguments": recipe, "seconds": spent})
     begun = time.perf_counter()
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "recipes/sft.py", *recipe,
-        "--output_dir", str(output), *resume,
+        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "recipes/sft.py", *recipe, "--output_dir", str(output), *resume,
     ]  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # past the finally below
     try:

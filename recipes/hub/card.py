@@ -78,7 +78,7 @@ def card(
         "## Limits and biases",
         _limits(config, metrics, _main_row(rows)),
         "## Training",
-        *([f"![training loss and validation NDCG@10 over the steps]({CURVE})"] if curve else []),
+        *([f"![training loss and validation NDCG@10 by step]({CURVE})"] if curve else []),
         _training(metrics),
         "## Citation",
         "The method follows [arXiv:2409.09253](https://arxiv.org/abs/2409.09253); this is an "
@@ -177,7 +177,7 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str, stale: bool) -
 def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     tower, decoder = config["item_tower"], config["backbone_config"]
     start = metrics.get("backbone")
-    origin = f"tuned from `{start}`" if start else "trained from nothing"
+    origin = f"tuned from `{start}`" if start else "trained from scratch"
     ranking = (
         " A co-occurrence memory and a small re-ranker add counting to the language model."
         if config.get("has_reranker")

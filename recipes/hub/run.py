@@ -191,28 +191,22 @@ def save_run(
 
 
 def draw_curve(file: Path, tuning: dict[str, Any]) -> None:
-    """Draw the loss and the validation NDCG@10 of a tuning over its steps.
+    """Draw the loss and the validation NDCG@10 of a tuning over its steps; refreshes are lines.
 
     Args:
         file: Where to; a PNG, which every page shows.
         tuning: `report` of the trainer.
     """
-    figure = Figure(figsize=(7, 3), dpi=120, layout="constrained")
-    loss = figure.add_subplot(xlabel="step", ylabel="training loss")
-    loss.plot(*_points(tuning["log"], "loss"), color="tab:gray", label="training loss")
-    accuracy = loss.twinx()
-    accuracy.set_ylabel("validation NDCG@10, language model")
-    points = _points(tuning["log"], "NDCG@10")
-    accuracy.plot(*points, "o-", color="tab:blue", label="validation NDCG@10")
-    for refresh in tuning["refreshes"]:
-        loss.axvline(refresh["step"], color="tab:orange", linewidth=0.8, alpha=0.6)
-    lines = [*loss.lines[:1], *accuracy.lines]
-    loss.legend(lines, [line.get_label() for line in lines], loc="center right", frameon=False)
+    figure = Figure(figsize=(8, 2.8), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2)
+    shown = (("loss", "training loss"), ("NDCG@10", "validation NDCG@10, language model"))
+    for panel, (name, title) in zip(panels, shown, strict=True):
+        entries = [entry for entry in tuning["log"] if name in entry]
+        panel.plot([e["step"] for e in entries], [e[name] for e in entries], ".-")
+        for refresh in tuning["refreshes"]:
+            panel.axvline(refresh["step"], color="tab:orange", linewidth=0.8, alpha=0.6)
+        panel.set(title=title, xlabel="step")
+        panel.grid(alpha=0.3)
     scratch = file.with_suffix(".tmp")
     figure.savefig(scratch, format="png", metadata={"Software": None})
     scratch.replace(file)
-
-
-def _points(log: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    entries = [entry for entry in log if name in entry]
-    return [entry["step"] for entry in entries], [entry[name] for entry in entries]
