@@ -1,18 +1,29 @@
-"""A page that shows a TTDS model at work: `python app.py outputs/demo`, or a Space on the Hub.
+"""Show a TTDS model at work on a page: `python app.py outputs/demo`, or a Space on the Hub.
 
-The model is the argument, else the environment variable `TTDS_MODEL`, else `outputs/demo`. Its own
-code comes with it by `trust_remote_code`; nothing of a repository is needed beside this file.
+Its own code comes with the model by `trust_remote_code`; nothing of a repository is needed beside
+this file.
 """
+
+import argparse
+import os
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    model_name = os.environ.get("TTDS_MODEL", "outputs/demo")
+    about_model = "Folder or Hub id; by default the variable TTDS_MODEL, else outputs/demo."
+    parser.add_argument("model", nargs="?", default=model_name, help=about_model)
+    model_name = parser.parse_args().model
 
 import copy
 import json
 import math
-import os
-import sys
+import re
+import unicodedata
 from collections import Counter, OrderedDict
 from dataclasses import asdict
 from functools import lru_cache
-from html import escape
+from html import escape, unescape
+from itertools import islice
 from secrets import token_hex
 from threading import Lock
 
@@ -24,6 +35,13 @@ from transformers import AutoModel
 MAX_HISTORY, MAX_LIST, MAX_ADDED, MAX_VISITORS = 20, 20, 20, 1000
 MAX_TEXT = {"text": 300, "title": 120, "brand": 60, "category": 120, "description": 1000}
 FAR = 100  # how far down a list we look for a new item
+UNKNOWN = "No item has a word of this in its title, brand or category; try others."
+# What joins the language model's search, by the name of the ranking.
+RANKINGS = {
+    "TTDS": {},
+    "TTDS, generated": {"rerank": False},
+    "TTDS, language model only": {"rerank": False, "memory": False},
+}
 
 # What is asked of the model. All of it is data; pictures are made of it further down.
 
@@ -60,10 +78,16 @@ def clean(text: str, name: str, required: bool = True) -> str:
 def entry(model: nn.Module, row: int) -> dict:
     """Return what is said of an item: catalogue, semantic ID and SID tokens."""
     item, codes = model.catalogue[row], model.item_sids[row].tolist()
-    known = {name: item.get(name) or "" for name in ("brand", "categories")}
-    known["title"] = item.get("title") or item["item_id"]
+    known = {name: unescape(item.get(name) or "") for name in ("brand", "categories", "title")}
+    known["title"] = known["title"] or item["item_id"]
     tokens = "".join(f"<item_{level}_{code}>" for level, code in enumerate(codes))
     return {"item_id": item["item_id"], **known, "codes": codes, "sid_tokens": tokens}
+
+
+def folded(text: str | None) -> str:
+    """Return a text as it is searched for: entities, case and accents do not matter."""
+    parts = unicodedata.normalize("NFKD", unescape(text or "")).casefold()
+    return "".join(part for part in parts if not unicodedata.combining(part))
 
 
 def is_in(item: dict[str, str], category: str) -> bool:
@@ -90,13 +114,22 @@ class Shop:
         self.shared = model.eval()
         self.added: OrderedDict[str, tuple] = OrderedDict()  # session -> items as tuples of pairs
         self.lock = Lock()
-        self.model_with = lru_cache(maxsize=8)(self._model_with)
-        self.popular = list(range(len(model.catalogue)))
+        # A model with an item more has tables of its own, gigabytes where there are many items.
+        kept = 8 if len(model.catalogue) < 100_000 else 1
+        self.model_with = lru_cache(maxsize=kept)(self._model_with)
+        self.titles = [folded(item.get("title")) for item in model.catalogue]
+        others = (f"{item.get('brand')}\n{item.get('categories')}" for item in model.catalogue)
+        self.words = "\n".join([*self.titles, *map(folded, set(others))])
+        self.in_category = lru_cache(maxsize=64)(self._in_category)
+        self.popular = range(len(model.catalogue))
         if model.config.has_reranker:
             self.popular = model.cooccurrence.popularity.argsort(
                 descending=True, stable=True
             ).tolist()
         self.writes_for_words = {"query", "search"} <= set(model.config.prompts or {})
+        has = model.config.has_priors, model.config.has_reranker
+        self.rankings = dict(zip(RANKINGS, (has[1], has[0], True), strict=True))
+        self.summary = self._about()
 
     def _model_with(self, items: tuple) -> nn.Module:
         return with_item(self.model_with(items[:-1]), dict(items[-1])) if items else self.shared
@@ -104,12 +137,29 @@ class Shop:
     def _model_of(self, request: gr.Request | None) -> nn.Module:
         return self.model_with(self.added.get(request.session_hash, ()) if request else ())
 
+    def _in_category(self, category: str) -> Tensor:
+        return torch.tensor([is_in(item, category) for item in self.shared.catalogue])
+
+    def _allowed(self, model: nn.Module, category: str) -> Tensor | None:
+        """Return which items are in a category, None for all; refuse one without items."""
+        if not (category := clean(category, "category", False)):
+            return None
+        added = model.catalogue[len(self.shared.catalogue) :]
+        added = torch.tensor([is_in(item, category) for item in added], dtype=torch.bool)
+        allowed = torch.cat([self.in_category(category), added])
+        if not allowed.any():
+            raise wrong("`category` holds no item; choose another.")
+        return allowed.to(model.device)
+
     def forget(self, request: gr.Request) -> None:
         """Drop what a visitor who leaves has added."""
         self.added.pop(request.session_hash, None)
 
     def about(self) -> dict:
         """Return the size of the model, its categories, and ready histories by name."""
+        return self.summary
+
+    def _about(self) -> dict:
         catalogue, counts = self.shared.catalogue, Counter()
         for item in catalogue:
             parts = (item.get("categories") or "").split(" > ")
@@ -117,7 +167,7 @@ class Shop:
         names = [name for name, _ in counts.most_common(500) if name]
         popular = [catalogue[row] for row in self.popular]
         examples = {
-            name: [item["item_id"] for item in popular if is_in(item, name)][:3]
+            name: [item["item_id"] for item in islice((i for i in popular if is_in(i, name)), 3)]
             for name in [name for name in names if " > " not in name][:4]
         }
         return {
@@ -129,11 +179,12 @@ class Shop:
 
     def search(self, text: str = "", request: gr.Request = None) -> list[dict]:
         """Find items by words that are all in their title; without words, the most popular."""
-        model, words = self._model_of(request), clean(text, "text", False).lower().split()
-        titles = [(item.get("title") or "").lower() for item in model.catalogue]
-        rows = [*range(len(self.popular), len(titles)), *self.popular]  # the visitor's own first
-        rows = [row for row in rows if all(word in titles[row] for word in words)]
-        return [entry(model, row) for row in rows[:5]]
+        model, words = self._model_of(request), folded(clean(text, "text", False)).split()
+        added = [folded(item["title"]) for item in model.catalogue[len(self.titles) :]]
+        titles = self.titles + added
+        order = (*range(len(self.titles), len(titles)), *self.popular)  # the visitor's own first
+        rows = (row for row in order if all(word in titles[row] for word in words))
+        return [entry(model, row) for row in islice(rows, 5)]
 
     def recommend(
         self,
@@ -154,14 +205,9 @@ class Shop:
         rows = self._rows(model, history)
         if type(top_k) is not int or not 1 <= top_k <= MAX_LIST:
             raise wrong(f"`top_k` must be a whole number from 1 to {MAX_LIST}.")
-        top_k, allowed = min(top_k, len(model.catalogue)), None
-        if category := clean(category, "category", False):
-            allowed = torch.tensor([is_in(item, category) for item in model.catalogue])
-            if not allowed.any():
-                raise wrong("`category` holds no item; choose another.")
-            allowed = allowed.to(model.device)
-        alone = {"allowed": allowed, "rerank": False, "memory": False}
-        written = model.recommend_rows([rows], top_k, **alone)[0]
+        top_k, allowed = min(top_k, len(model.catalogue)), self._allowed(model, category)
+        alone = RANKINGS["TTDS, language model only"]
+        written = model.recommend_rows([rows], top_k, allowed=allowed, **alone)[0]
         scores = dict(written)
         if rerank:
             scores = dict(model.recommend_rows([rows], top_k, allowed=allowed)[0])
@@ -174,16 +220,45 @@ class Shop:
         past = [entry(model, model.row_of[item]) for item in history]
         return {"history": past, "items": found[: len(scores)], "left_out": found[len(scores) :]}
 
+    def compare(
+        self, history: list[str], category: str = "", request: gr.Request = None
+    ) -> dict[str, list[dict]]:
+        """Return the first five of a history by every ranking that the model has."""
+        model = self._model_of(request)
+        rows, number = [self._rows(model, history)], min(5, len(model.catalogue))
+        allowed = self._allowed(model, category)
+        return {
+            name: [
+                entry(model, row)
+                for row, _ in model.recommend_rows(rows, number, allowed=allowed, **how)[0]
+            ]
+            for name, how in RANKINGS.items()
+            if self.rankings[name]
+        }
+
     def ask(self, text: str, history: list[str], request: gr.Request = None) -> dict:
-        """Return items for words: `nearest` by text and, of a model tuned for it, `written`."""
+        """Return items for words: `nearest` by text and, of a model tuned for it, `written`.
+
+        Where no item has any of the words, both are empty, and `unknown` says so.
+        """
         model, text = self._model_of(request), clean(text, "text")
         rows, vector, written = self._rows(model, history), model.embed_texts([text])[0], []
-        if not vector.any():
-            raise wrong("`text` has no word the model knows; try others.")
+        if not vector.any() or not self._knows(model, text):
+            return {"written": [], "nearest": [], "unknown": UNKNOWN}
         if self.writes_for_words:
             written = model.recommend_rows([rows], min(4, len(model.catalogue)), queries=[text])[0]
         written = [entry(model, row) | {"score": score} for row, score in written]
-        return {"written": written, "nearest": nearest(model, vector, 4)}
+        return {"written": written, "nearest": nearest(model, vector, 4), "unknown": ""}
+
+    def _knows(self, model: nn.Module, text: str) -> bool:
+        # An encoder knows more words than the catalogue has; a table of tokens does not.
+        if model.config.text_encoder != "tokens":
+            return True
+        added = "".join(f"{folded(i['title'])}\n" for i in model.catalogue[len(self.titles) :])
+        words = re.findall(r"\w+", folded(text))
+        telling = [word for word in words if len(word) > 3] or words
+        telling += [word[:-1] for word in telling if re.search("[^s]s$", word)]  # of a plural
+        return any(word in self.words or word in added for word in telling)
 
     def add_item(
         self,
@@ -262,6 +337,8 @@ CSS = """
   background: linear-gradient(90deg, var(--mark) var(--share), var(--line) var(--share))}
 .ttds .chip {display: flex; justify-content: space-between; padding: 5px 12px; margin: 6px 0;
   border: 1px solid var(--line); border-radius: 8px; font-size: 14px}
+.ttds .columns {display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(260px, 1fr))}
 .ttds .pill {padding: 1px 11px; margin: 2px; border-radius: 99px; border: 1px solid var(--mark)}
 .ttds .note {padding: 9px 12px; border-left: 3px solid var(--mark); background: var(--panel)}
 .ttds text {fill: var(--body-text-color); font-size: 13px; dominant-baseline: central}
@@ -276,12 +353,14 @@ TITLE = """# A recommender that writes the next item
 Each of {num_items:,} items has a name of its own in **SID tokens**, one for each of {num_levels}
 levels; similar items begin alike. A language model reads a history in these tokens and writes those
 of the item that comes next; a trie of all semantic IDs keeps it to items that exist."""
-NEXT = (
-    "## 2. What comes next\nHow likely each item is, and what speaks for it; choose one to go on."
-)
+NEXT = "## 2. What comes next\nThe best items and what speaks for them; choose one to go on."
+SCORES = {
+    True: "Percent: the re-ranker's weight of an item among its candidates, which orders the list.",
+    False: "Percent: the probability by which the language model writes an item's semantic ID.",
+}
 WHY = """## 3. Why
-The way to each item through the trie. Below a code stands how likely the language model writes it
-there; the wider a line, the likelier the way. Grey ways lead to what it would list beside these."""
+The way to each item through the trie. Below a code is the probability by which the language model
+writes it there; the wider a line, the higher. Grey ways lead to what it would list beside these."""
 ADD = """## Add an item of your own
 It gets a semantic ID from its text; no weight changes. Only you see it."""
 
@@ -299,13 +378,26 @@ def _percent(probability: float) -> str:
     return f"{probability:.{digits}%}" if probability >= 0.0005 else "&lt;0.1%"
 
 
+def path(categories: str) -> str:
+    """Return a path of categories as it is read."""
+    return unescape(categories).replace(" > ", " › ")
+
+
+def branches(categories: list[str]) -> list[tuple[str, str]]:
+    """Return categories as the lines of a tree, with what each stands for."""
+    paths = sorted(category.split(" > ") for category in categories)
+    return [
+        ("\u2003" * (len(parts) - 1) + unescape(parts[-1]), " > ".join(parts)) for parts in paths
+    ]
+
+
 def _start(name: str, history: list[str]) -> str:
     ids = escape(json.dumps(history))
     return f'<button class="pill" data-act="start" data-value="{ids}">{escape(name)}</button>'
 
 
 def _card(item: dict, mark: str = "+", score: str = "", more: str = "") -> str:
-    about = " · ".join(escape(item[name]) for name in ("brand", "categories") if item[name])
+    about = " · ".join(escape(part) for part in (item["brand"], path(item["categories"])) if part)
     about = f'<span class="soft">{about}</span><br>' if about else ""
     return (
         f'<button class="card" data-act="add" data-value="{escape(item["item_id"])}"><span class='
@@ -323,17 +415,29 @@ def found_cards(items: list[dict]) -> str:
     return _html("".join(cards)) if cards else _note("No title has all these words.")
 
 
+def compared_columns(lists: dict[str, list[dict]]) -> str:
+    """Return lists side by side, each under the name of its ranking."""
+    columns = ""
+    for name, items in lists.items():
+        cards = "".join(_card(item, str(place)) for place, item in enumerate(items, 1))
+        columns += f"<div><b>{name}</b>{cards}</div>"
+    return _html(f'<div class="columns">{columns}</div>')
+
+
 def asked_cards(found: dict) -> str:
     """Return the answers to words, each kind by its name."""
+    if found["unknown"]:
+        return _note(found["unknown"])
     name = '<span class="soft">Written by the language model, with the history</span>'
     written = _html(name + found_cards(found["written"])) if found["written"] else ""
-    name = '<span class="soft">Nearest by text, without model and history</span>'
+    name = '<span class="soft">Nearest by text: cosine of the text embeddings</span>'
     return written + _html(name + found_cards(found["nearest"]))
 
 
-def ranked_cards(items: list[dict], past: list[dict]) -> str:
+def ranked_cards(items: list[dict], past: list[dict], scores: str) -> str:
     """Return recommendations as cards, each with its score and what speaks for it."""
-    titles, cards = {item["item_id"]: escape(item["title"]) for item in past}, []
+    titles = {item["item_id"]: escape(item["title"]) for item in past}
+    cards = [f'<span class="soft">{scores}</span>'] if items else []
     for item in items:
         why = [f"language model: {_percent(item['probability'])}"]
         why += [f"co-occurrence memory: after {titles[item['follows']]}"] if item["follows"] else []
@@ -352,7 +456,7 @@ def history_chips(items: list[dict], examples: dict[str, list[str]]) -> str:
         for place, item in enumerate(items)
     )
     empty = _note("The history is empty: the list is what anybody might choose first.")
-    others = "".join(_start(*other) for other in [*examples.items(), ("Nothing", [])])
+    others = "".join(_start(path(name), ids) for name, ids in [*examples.items(), ("Nothing", [])])
     return _html(f'{chips or empty}<span class="soft">Start from</span> {others}')
 
 
@@ -419,7 +523,8 @@ def build(shop: Shop) -> gr.Blocks:
         paths = answer["items"] + answer["left_out"]
         trees = _html(tree(paths, 1160) + tree(paths, 350)) if paths else ""
         chips = history_chips(answer["history"], about["examples"])
-        return chips, ranked_cards(answer["items"], answer["history"]), trees
+        scores = SCORES[rerank and shop.rankings["TTDS"]]
+        return chips, ranked_cards(answer["items"], answer["history"], scores), trees, ""
 
     def click(history, top_k, category, rerank, event: gr.EventData, request: gr.Request):
         if event.act == "add":
@@ -436,13 +541,16 @@ def build(shop: Shop) -> gr.Blocks:
     def ask(text, history, request: gr.Request):
         return asked_cards(shop.ask(text, history, request))
 
+    def compare(history, category, request: gr.Request):
+        return compared_columns(shop.compare(history, category, request))
+
     def add(title, brand, category, description, request: gr.Request):
         return added_item(shop.add_item(title, brand, category, description, request))
 
     def picture(name, value=""):
         return gr.HTML(value, js_on_load=CLICKS, apply_default_css=False, elem_id=name)
 
-    chosen, ranked, walked = show(first, 5, "", True)
+    chosen, ranked, walked, _ = show(first, 5, "", True)
     with gr.Blocks(title="TTDS: a recommender that writes the next item") as page:
         gr.Markdown(TITLE.format(**about))
         history = gr.State(first)
@@ -457,13 +565,17 @@ def build(shop: Shop) -> gr.Blocks:
             with gr.Column(scale=7, min_width=300):
                 gr.Markdown(NEXT)
                 with gr.Row():
-                    names = [("All", ""), *((name, name) for name in about["categories"])]
-                    category = gr.Dropdown(names, label="Category", min_width=110)
+                    names = branches(about["categories"])
+                    category = gr.Dropdown([("All", ""), *names], label="Category", min_width=110)
                     top_k = gr.Dropdown([5, 10, 20], label="Length", min_width=80)
-                    rankers = [("All together", True), ("Language model alone", False)]
-                    offered = shop.shared.config.has_reranker
+                    rankers = [("TTDS", True), ("Language model alone", False)]
+                    offered = shop.rankings["TTDS"]
                     rerank = gr.Dropdown(rankers, label="Ranked by", min_width=190, visible=offered)
                 ranked = picture("ranked", ranked)
+                comparing = gr.Button(
+                    "Compare the rankings", visible=sum(shop.rankings.values()) > 1
+                )
+        compared = picture("compared")
         gr.Markdown(WHY)
         walked = picture("tree", walked)
         gr.Markdown(ADD)
@@ -471,20 +583,23 @@ def build(shop: Shop) -> gr.Blocks:
             with gr.Column(min_width=300):
                 title = gr.Textbox(label="Title")
                 brand = gr.Textbox(label="Brand")
-                kind = gr.Dropdown(names[1:], value=None, label="Category", allow_custom_value=True)
+                kind = gr.Dropdown(names, value=None, label="Category", allow_custom_value=True)
                 description = gr.Textbox(label="Description", lines=2)
                 adding = gr.Button("Give it a semantic ID")
             with gr.Column(min_width=300):
                 new = picture("new")
 
-        for endpoint in (shop.about, shop.search, shop.recommend, shop.ask, shop.add_item):
-            gr.api(endpoint, api_name=endpoint.__name__)
+        for name in ("about", "search", "recommend", "compare", "ask", "add_item"):
+            gr.api(getattr(shop, name), api_name=name)
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        settings, shown = [history, top_k, category, rerank], [chosen, ranked, walked]
-        clicks = [part.click for part in (chosen, found, ranked, asked, new)]
-        gr.on(clicks, click, settings, [history, *shown], **quiet)
+        settings = [history, top_k, category, rerank]
+        shown = [chosen, ranked, walked, compared]
+        clicks = [part.click for part in (chosen, found, ranked, compared, asked, new)]
+        # By default a click is lost while the one before it is being answered.
+        gr.on(clicks, click, settings, [history, *shown], trigger_mode="multiple", **quiet)
         gr.on([top_k.change, category.change, rerank.change], show, settings, shown, **quiet)
         words.change(search, words, found, trigger_mode="always_last", **quiet)
+        comparing.click(compare, [history, category], compared, **quiet)
         text.submit(ask, [text, history], asked, **quiet)
         added = adding.click(add, [title, brand, kind, description], new, **quiet)
         added.then(show, settings, shown, **quiet)
@@ -492,9 +607,8 @@ def build(shop: Shop) -> gr.Blocks:
     return page
 
 
-def main() -> None:
+def main(name: str) -> None:
     """Load the model and serve the page."""
-    name = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("TTDS_MODEL", "outputs/demo")
     try:
         model = AutoModel.from_pretrained(name, trust_remote_code=True)
     except OSError as error:
@@ -503,4 +617,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(model_name)

@@ -8,6 +8,18 @@ passed over, so the command resumes. What follows is handed to the recipe.
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds to run.")
+    parser.add_argument("--rows", nargs="+", help="Stems of the rows' YAML files; all by default.")
+    parser.add_argument("--parallel", type=int, default=2, help="Runs side by side.")
+    ARGUMENTS, RECIPE = parser.parse_known_args()
+
 import json
 import os
 import subprocess
@@ -72,13 +84,13 @@ def run(row: Path, seed: int, threads: int, recipe: list[str]) -> None:
     print(name, {n: round(content["validation"][n], 4) for n in ("HR@10", "NDCG@10")}, flush=True)
 
 
-def main() -> None:
-    """Run what is missing, several runs side by side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", help="stems of the rows' YAML files; all by default")
-    parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
-    arguments, recipe = parser.parse_known_args()
+def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
+    """Run what is missing, several runs side by side.
+
+    Args:
+        arguments: The command line.
+        recipe: What of it is handed to the recipe.
+    """
     rows = sorted(ROWS.glob("*.yaml"))
     if arguments.rows:
         rows = [row for row in rows if row.stem in arguments.rows]
@@ -92,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS, RECIPE)

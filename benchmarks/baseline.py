@@ -11,6 +11,32 @@ seed 0 tunes and other seeds take what it chose; `all` is all others.
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--name", required=True, help="Name of the data set in the results.")
+    parser.add_argument("--dataset_name", required=True, help="Folder of the data set.")
+    parser.add_argument(
+        "--method",
+        required=True,
+        help="As in file names, e.g. ease; `all` is all that have no seed.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of everything drawn at random.")
+    parser.add_argument(
+        "--tie_break",
+        default="published",
+        choices=("published", "shuffled"),
+        help="Order of interactions with the same timestamp.",
+    )
+    parser.add_argument(
+        "--max_configurations", type=int, help="Try the first so many; all by default."
+    )
+    ARGUMENTS = parser.parse_args()
+
 import itertools
 import json
 import os
@@ -139,17 +165,15 @@ def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
     write_result(name, arguments.seed, time.perf_counter() - begun, content, lists)
 
 
-def main() -> None:
-    """Measure the method asked for, or all that have no seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="name of the data set in the results")
-    parser.add_argument("--dataset_name", required=True, help="its folder")
+def main(arguments: argparse.Namespace) -> None:
+    """Measure the method asked for, or all that have no seed.
+
+    Args:
+        arguments: The command line.
+    """
     methods = {slug(method): method for method in GRIDS}
-    parser.add_argument("--method", required=True, choices=[*methods, "all"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tie_break", choices=("published", "shuffled"), default="published")
-    parser.add_argument("--max_configurations", type=int, help="take the first so many")
-    arguments = parser.parse_args()
+    if arguments.method not in (*methods, "all"):
+        raise SystemExit(f"`--method` is {arguments.method!r}; take {', '.join(methods)} or all.")
     data = read_data(arguments.dataset_name, tie_break=arguments.tie_break, seed=arguments.seed)
     split = split_data(data)
     for method in FUNCTIONS if arguments.method == "all" else [methods[arguments.method]]:
@@ -157,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

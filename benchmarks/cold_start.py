@@ -8,6 +8,18 @@ Users whose test target is a held-out item are asked; what follows is handed to 
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--name", required=True, help="Name of the data set in the results.")
+    parser.add_argument("--dataset_name", help="Folder; the generated data by default.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of everything drawn at random.")
+    ARGUMENTS, RECIPE = parser.parse_known_args()
+
 import subprocess
 import sys
 import tempfile
@@ -55,13 +67,13 @@ def without(data: Data, gone: np.ndarray) -> Data:
     )
 
 
-def main() -> None:
-    """Train without the held-out items, add them, ask, and write one result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="name of the data set in the results")
-    parser.add_argument("--dataset_name", help="folder; the generated data by default")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments, recipe = parser.parse_known_args()
+def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
+    """Train without the held-out items, add them, ask, and write one result.
+
+    Args:
+        arguments: The command line.
+        recipe: What of it is handed to the recipe.
+    """
     begun = time.perf_counter()
     folder = arguments.dataset_name
     data = read_data(folder) if folder else toyshop.generate().data
@@ -138,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS, RECIPE)

@@ -7,8 +7,18 @@ of the history are left out, so a target among them is a miss; a tie counts agai
 targets are not read.
 """
 
+import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="Folder of a data set.")
+    ARGUMENTS = parser.parse_args()
+
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,11 +93,15 @@ def evaluate(embeddings: np.ndarray, split: Split) -> dict[str, float]:
     return {"HR@10": float(hits.mean()), "NDCG@10": float((hits / np.log2(ranks + 1)).mean())}
 
 
-def main() -> None:
-    """Measure every way on every data set and write the result."""
+def main(arguments: argparse.Namespace) -> None:
+    """Measure every way on every data set and write the result.
+
+    Args:
+        arguments: The command line.
+    """
     begun = time.perf_counter()
     results = {}
-    for folder in sys.argv[1:]:
+    for folder in arguments.folders:
         split = split_data(read_data(folder))
         rows = results[Path(folder).name] = {}
         for name, way in WAYS.items():
@@ -103,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

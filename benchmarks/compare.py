@@ -8,6 +8,24 @@ them, per user.
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--name", required=True, help="Name of the data set in the results.")
+    parser.add_argument("--dataset_name", help="Folder; the generated data by default.")
+    parser.add_argument(
+        "--tie_break",
+        default="published",
+        choices=("published", "shuffled"),
+        help="Order of interactions with the same timestamp.",
+    )
+    parser.add_argument("--lists", help="Folder of the ranked lists; outputs/lists by default.")
+    ARGUMENTS = parser.parse_args()
+
 import math
 import time
 from collections.abc import Sequence
@@ -132,19 +150,19 @@ def compare(split: Split, dataset: str, tie_break: str, lists: Path = LISTS) -> 
     }
 
 
-def main() -> None:
-    """Compare and write one result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="name of the data set in the results")
-    parser.add_argument("--dataset_name", help="folder; the generated data by default")
-    parser.add_argument("--tie_break", default="published", choices=("published", "shuffled"))
-    parser.add_argument("--lists", type=Path, default=LISTS, help="folder of the ranked lists")
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Compare and write one result.
+
+    Args:
+        arguments: The command line.
+    """
     begun = time.perf_counter()
     options = DataOptions(dataset_name=arguments.dataset_name, tie_break=arguments.tie_break)
     split = split_data(load_data(options)[0])
     try:
-        content = compare(split, arguments.name, arguments.tie_break, arguments.lists)
+        content = compare(
+            split, arguments.name, arguments.tie_break, Path(arguments.lists or LISTS)
+        )
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from None
     name = dataset_name(arguments.name, arguments.tie_break)
@@ -154,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

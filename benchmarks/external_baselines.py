@@ -9,6 +9,18 @@ over, so the command resumes.
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--method", required=True, help="Whose: tiger, rpg or sasrec.")
+    parser.add_argument("--dataset_name", required=True, help="Folder of the data set.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of everything drawn at random.")
+    ARGUMENTS = parser.parse_args()
+
 import json
 import os
 import subprocess
@@ -149,13 +161,15 @@ def run(method: str, config: dict, folder: Path, output: Path) -> dict:
     return json.loads(output.read_text())
 
 
-def main() -> None:
-    """Try the configurations, choose on validation, score the choice on test, write one result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", required=True, choices=EXTERNAL_BASELINES)
-    parser.add_argument("--dataset_name", required=True, help="folder of the data set")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Try the configurations, choose on validation, score the choice on test, write one result.
+
+    Args:
+        arguments: The command line.
+    """
+    if arguments.method not in EXTERNAL_BASELINES:
+        known = ", ".join(EXTERNAL_BASELINES)
+        raise SystemExit(f"`--method` is {arguments.method!r}; take one of {known}.")
     external, source = EXTERNAL_BASELINES[arguments.method], Path(arguments.dataset_name)
     data = read_data(str(source))
     split = split_data(data)
@@ -196,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

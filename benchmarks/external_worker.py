@@ -7,9 +7,9 @@ the items' text embeddings. A list holds item rows from best to worst, none of t
 history.
 """
 
+import argparse
 import json
 import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -185,9 +185,14 @@ def rectools(histories: Histories, config: dict) -> dict:
 
 def main() -> None:
     """Train, ask every user, and write the lists."""
-    method, folder, config, output = sys.argv[1:]
-    config = json.loads(config)
-    histories = read_histories(Path(folder))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("method", metavar="METHOD", help="Whose: tiger, rpg or sasrec.")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="Histories and embeddings.")
+    parser.add_argument("config", metavar="CONFIG", type=json.loads, help="Settings, as JSON.")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="File to write.")
+    arguments = parser.parse_args()
+    method, config, output = arguments.method, arguments.config, arguments.output
+    histories = read_histories(arguments.folder)
     package = "rectools" if method == "sasrec" else "cornac"
     begun = time.perf_counter()
     result = (
@@ -200,7 +205,7 @@ def main() -> None:
         "cpu_seconds": round(time.process_time(), 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
-    scratch = Path(output).with_suffix(".tmp")
+    scratch = output.with_suffix(".tmp")
     scratch.write_text(json.dumps(result))
     scratch.replace(output)
 

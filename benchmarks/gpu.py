@@ -28,6 +28,8 @@ from pathlib import Path
 
 import yaml
 
+from recipes.errors import HelpFormatter
+
 ROOT = Path(__file__).resolve().parents[1]
 
 DATASETS = ("beauty", "toys", "sports")
@@ -117,17 +119,25 @@ def run(command: list[str], seconds: float, log: Path, environment: dict[str, st
 
 def main() -> None:
     """Work through the jobs until the time is up."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the data sets")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels to put on the path")
-    parser.add_argument("--work", type=Path, default=Path("outputs/gpu"), help="kept between calls")
-    parser.add_argument("--results", type=Path, required=True, help="where results are copied to")
-    parser.add_argument(
-        "--lists", type=Path, default=Path("outputs/lists"), help="where ranked lists are written"
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--commit", help="commit of this tree, where no repository is")
-    parser.add_argument("--toy", action="store_true", help="toy size, generated data, CPU")
+    parser.add_argument(
+        "--data", type=Path, help="Folder of the data sets; needed but for --toy, none by default."
+    )
+    parser.add_argument(
+        "--wheels", type=Path, help="Folder of wheels to put on the path; by default none."
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/gpu"), help="Kept between calls."
+    )
+    parser.add_argument("--results", type=Path, required=True, help="Where results are copied to.")
+    parser.add_argument(
+        "--lists", type=Path, default=Path("outputs/lists"), help="Where ranked lists are written."
+    )
+    parser.add_argument("--minutes", type=float, default=9, help="When to stop.")
+    parser.add_argument("--commit", help="Commit of this tree; by default that of its repository.")
+    parser.add_argument("--toy", action="store_true", help="Toy size, generated data, CPU.")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
     work, kept = ROOT / arguments.work, ROOT / arguments.work / "results"

@@ -11,6 +11,25 @@ A run that was stopped goes on from its last checkpoint when the same command is
 """
 
 import argparse
+from pathlib import Path
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--name", required=True, help="Name of the data set in the results.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of everything drawn at random.")
+    parser.add_argument(
+        "--variant", help="Keeps the rows of TTDS only, under names with this; by default all."
+    )
+    parser.add_argument(
+        "--method", help="Keeps what is language model only, under this name; by default all."
+    )
+    parser.add_argument("--output_dir", type=Path, help="outputs/benchmark-NAME-SEED by default.")
+    ARGUMENTS, RECIPE = parser.parse_known_args()
+
 import json
 import resource
 import shutil
@@ -18,7 +37,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from benchmarks.result import result_name, write_result
 from recipes.evaluation import report
@@ -36,7 +54,8 @@ def lists_of(output: Path, metrics: dict) -> dict[str, list[list[int]]]:
     """
     entries = (output / "catalogue.jsonl").read_text("utf-8").splitlines()
     row_of = {json.loads(entry)["item_id"]: row for row, entry in enumerate(entries)}
-    files = {row: output / report.run_file(row, metrics["test"]) for row in metrics["test"]}
+    beside = report.lists_folder(output)
+    files = {row: beside / report.run_file(row, metrics["test"]) for row in metrics["test"]}
     return {
         row: [
             [row_of[item] for item in json.loads(line)["items"]]
@@ -66,8 +85,9 @@ def train(output: Path, recipe: list[str]) -> float:
     report.write_json(ledger, {"arguments": recipe, "seconds": spent})
     begun = time.perf_counter()
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "recipes/sft.py", *recipe,
-        "--output_dir", str(output), *resume,
+        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "recipes/sft.py", *recipe, "--output_dir", str(output), *resume,
     ]  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # past the finally below
     try:
@@ -78,15 +98,13 @@ def train(output: Path, recipe: list[str]) -> float:
     return seconds
 
 
-def main() -> None:
-    """Train, evaluate, and write what came out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--name", required=True, help="name of the data set in the results")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variant", help="keeps the rows of TTDS only, under names with this")
-    parser.add_argument("--method", help="keeps what is language model only, as a row of this name")
-    parser.add_argument("--output_dir", type=Path, help="outputs/benchmark-NAME-SEED by default")
-    arguments, recipe = parser.parse_known_args()
+def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
+    """Train, evaluate, and write what came out.
+
+    Args:
+        arguments: The command line.
+        recipe: What of it is handed to the recipe.
+    """
     output = arguments.output_dir or Path("outputs", f"benchmark-{arguments.name}-{arguments.seed}")
     output = ROOT / output
     seconds = train(output, [*recipe, "--seed", str(arguments.seed)])
@@ -118,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS, RECIPE)

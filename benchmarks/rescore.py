@@ -11,10 +11,26 @@ the result, and a file of lists: {"user_id": ..., "items": [best, ...]} per test
 """
 
 import argparse
+from pathlib import Path
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("name", help="Name of the result, without .json.")
+    parser.add_argument("--dataset_name", help="Folder; the generated data by default.")
+    parser.add_argument("--lists", help="Folder or file of the lists; outputs/lists by default.")
+    parser.add_argument("--output", required=True, type=Path, help="Folder to write to.")
+    parser.add_argument(
+        "--referee", help="Python script to call with the output and the lists; by default none."
+    )
+    ARGUMENTS = parser.parse_args()
+
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from benchmarks.result import LISTS, RESULTS, order, read_run
 from recipes.config import DataOptions
@@ -27,19 +43,14 @@ from recipes.evaluation.report import write_run
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def main() -> None:
-    """Check that data and lists are those of the result, write both, call the referee."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="name of the result, without .json")
-    parser.add_argument("--dataset_name", help="folder; the generated data by default")
-    parser.add_argument(
-        "--lists", type=Path, default=LISTS, help="folder or file of the lists; outputs/lists"
-    )
-    parser.add_argument("--output", required=True, type=Path, help="where to write")
-    parser.add_argument("--referee", help="Python script to call with the output and the lists")
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Check that data and lists are those of the result, write both, call the referee.
+
+    Args:
+        arguments: The command line.
+    """
     if not (RESULTS / f"{arguments.name}.json").is_file():
-        parser.error(f"{RESULTS} has no {arguments.name}.json; name one of its results.")
+        raise SystemExit(f"{RESULTS} has no {arguments.name}.json; name one of its results.")
     row = json.loads((RESULTS / f"{arguments.name}.json").read_text("utf-8"))
     folder = arguments.dataset_name
     data, _ = load_data(DataOptions(dataset_name=folder, tie_break=order(row)), row["seed"])
@@ -50,7 +61,7 @@ def main() -> None:
             "as --dataset_name."
         )
     try:
-        lists = read_run(arguments.name, arguments.lists)
+        lists = read_run(arguments.name, Path(arguments.lists or LISTS))
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from None
     print(f"These are the recorded lists of {arguments.name}.", flush=True)
@@ -71,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

@@ -3,15 +3,13 @@
 A stage takes its own group. On the command line and in YAML the names are flat.
 """
 
+import argparse
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 
-import yaml
-from trl import ModelConfig, SFTConfig, TrlParser
-
-from recipes.errors import refuse_unknown
+from recipes.errors import Parser
 
 # From where to below where a number may lie.
 RANGES = {
@@ -62,21 +60,17 @@ class DataOptions(_Group):
         None, "Folder or Hub data set; the generated data set by default."
     )
     column_map: dict[str, str] | str | None = _option(
-        None, "Column names of the data set to ours, as JSON."
+        None, "Column names of the data set to ours, as JSON; ours by default."
     )
     min_interactions: int = _option(
         1, "Least interactions of a user and an item; 5 gives a 5-core."
     )
-    tie_break: str = _option(
-        "published",
-        "`published` or `shuffled` order of interactions with the same timestamp.",
-    )
+    tie_break: str = _option("published", "Order of equal timestamps: `published` or `shuffled`.")
     timestamp_unit: str | None = _option(
-        None,
-        "What numbers in `timestamp` count: `s`, `ms`, `us`, `ns`; by their magnitude by default.",
+        None, "Unit of numeric timestamps: `s`, `ms`, `us`, `ns`; guessed by default."
     )
     merge_repeats: bool = _option(
-        False, "Make one interaction of those of a user in a row with the same item."
+        False, "Merge a user's repeats in a row of the same item into one."
     )
 
     def __post_init__(self):
@@ -95,59 +89,46 @@ class IndexOptions(_Group):
         "tokens", "`tokens`, `backbone`, or a Hub id or folder of an encoder."
     )
     text_embeddings: str | None = _option(
-        None,
-        "File of precomputed text embeddings, made by `text_encoder`; a name alone is looked for "
-        "in the data set's folder.",
+        None, "File of text embeddings by `text_encoder`; computed by default."
     )
     text_dim: int = _option(128, "Width of the text embeddings that `tokens` makes.")
-    collaborative_dim: int = _option(
-        128, "Width of the collaborative embeddings; 0 leaves the modality out."
-    )
+    collaborative_dim: int = _option(128, "Width of the collaborative embeddings; 0 for none.")
     num_levels: int = _option(3, "Levels of a semantic ID: codes per entity.")
     num_codes: int = _option(32, "Codes per level.")
     code_dim: int = _option(32, "Width of a codebook vector.")
     tower_epochs: int = _option(60, "Epochs over the items before tuning.")
     item_vector_dim: int = _option(
-        0,
-        "Width of the item vectors in prompts and node logits, a projection of both embeddings; 0 "
-        "takes them whole. 128 saves memory for large catalogues.",
+        0, "Width of item vectors; 0 takes both embeddings whole, 128 saves memory."
     )
 
 
 @dataclass
 class LanguageModelOptions(_Group):
-    """The decoder that starts from nothing, and the losses of any."""
+    """The decoder that is trained from scratch, and the losses of any."""
 
     _argument_group_name = "language model"
 
-    vocab_size: int = _option(2048, "Text tokens of the decoder that starts from nothing.")
+    vocab_size: int = _option(2048, "Text tokens of the decoder that is trained from scratch.")
     hidden_size: int = _option(128, "Width of that decoder.")
     num_layers: int = _option(2, "Its layers.")
     num_heads: int = _option(4, "Its attention heads.")
     dropout: float = _option(0.1, "Its dropout.")
     item_vector_dropout: float = _option(0.2, "Dropout of the item vectors in a prompt.")
     pair_dim: int = _option(
-        64,
-        "Width of the vectors that learn which nodes follow which item; 0 for none (sparse data).",
+        64, "Width of vectors that learn which nodes follow which item; 0: none."
     )
     pair_dropout: float = _option(0.3, "Dropout of those vectors.")
     profile_epochs: int = _option(
-        2,
-        "Epochs that fit what a history's profiles say of nodes before tuning, which then holds "
-        "it; 0 tunes it with the language model.",
+        2, "Epochs that fit what profiles say of nodes before tuning; 0: in tuning."
     )
-    tower_weight: float = _option(
-        0.0, "Weight of the tower losses while the language model is tuned."
-    )
+    tower_weight: float = _option(0.0, "Weight of the tower losses while tuning.")
     tower_grad_scale: float = _option(
-        0.0, "Factor on the language model's gradient where it enters the towers; 0 keeps it out."
+        0.0, "Factor on the gradient into the towers; 0 keeps it out."
     )
     soft_target_weight: float = _option(
-        0.0, "Share of an item's label that is the tower's soft code distribution."
+        0.0, "Share of the tower's soft code distribution in a label."
     )
-    infonce_weight: float = _option(
-        0.0, "Weight of the token alignment among the entities of a batch."
-    )
+    infonce_weight: float = _option(0.0, "Weight of the token alignment among a batch's entities.")
     cosine_weight: float = _option(0.0, "Weight of the token alignment per entity.")
 
     def __post_init__(self):
@@ -167,13 +148,10 @@ class ExampleOptions(_Group):
 
     max_history: int = _option(20, "How many of the newest items a prompt shows.")
     sliding_windows: bool = _option(
-        False,
-        "One row per position of a history instead of one packed sequence per user.",
+        False, "A row per position of a history, not one sequence per user."
     )
-    item_dropout: float = _option(
-        0.0, "Share of a row's items left out at random, in the packed sequences."
-    )
-    user_tokens: bool = _option(True, "Whether the next-item prompt names the user by SID tokens.")
+    item_dropout: float = _option(0.0, "Share of items left out of packed sequences at random.")
+    user_tokens: bool = _option(True, "Name the user by SID tokens in the next-item prompt.")
     tasks: dict[str, float] | str | None = _option(
         {
             "query": 0.3, "search": 0.15, "next_user": 0.15, "profile_of_history": 0.1,
@@ -201,12 +179,10 @@ class RefreshOptions(_Group):
     _argument_group_name = "dynamic semantic IDs"
 
     refresh_steps: int = _option(
-        0, "Steps between refreshes of the SID table; 0 keeps it as it is (static)."
+        0, "Steps between refreshes of the SID table; 0 for none (static)."
     )
-    freeze_at: float = _option(0.7, "Share of the steps after which a dynamic SID table is frozen.")
-    tower_learning_rate: float = _option(
-        1e-4, "Peak learning rate of the towers while the language model is tuned."
-    )
+    freeze_at: float = _option(0.7, "Share of the steps after which a dynamic SID table freezes.")
+    tower_learning_rate: float = _option(1e-4, "Peak learning rate of the towers while tuning.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -223,16 +199,13 @@ class RerankerOptions(_Group):
     _argument_group_name = "re-ranker"
 
     memory: bool = _option(
-        True, "Whether to fit priors of a co-occurrence memory, which join the beam search."
+        True, "Fit priors of a co-occurrence memory, which join the beam search."
     )
-    reranker: bool = _option(True, "Whether to fit a re-ranker too.")
-    min_pair_users: int = _option(
-        1, "Least number of users behind a pair of items the co-occurrence memory keeps."
-    )
+    reranker: bool = _option(True, "Fit a re-ranker too.")
+    min_pair_users: int = _option(1, "Least users behind a pair of items that the memory keeps.")
     cold_item_dropout: float = _option(
         0.25,
-        "How often a step of their fits shows priors and re-ranker a user as if a fifth of the "
-        "items had just been added, so that they can judge new items.",
+        "How often the fits of priors and re-ranker see a user as if a fifth of the items were new.",
     )
 
     def __post_init__(self):
@@ -252,8 +225,49 @@ class EvaluationOptions(_Group):
     num_beams: int = _option(50, "Prefixes kept per level at evaluation.")
     eval_users: int = _option(1000, "How many users the validation while tuning looks at.")
     exclude_seen: bool = _option(
-        True, "Whether lists leave out what a user chose before; the model keeps it as its default."
+        True, "Leave out of lists what a user chose before; the model keeps it."
     )
+
+
+@dataclass
+class TrainingOptions:
+    """TRL's options that get another default here, or that a run often sets."""
+
+    _argument_group_name = "training"
+
+    output_dir: str | None = _option("outputs/demo", "Folder of model, checkpoints and card.")
+    num_train_epochs: float = _option(6, "Epochs of tuning.")
+    per_device_train_batch_size: int = _option(16, "Rows per step and process.")
+    per_device_eval_batch_size: int = _option(64, "Rows per step and process at evaluation.")
+    learning_rate: float = _option(3e-3, "Peak learning rate.")
+    lr_scheduler_type: str = _option("cosine", "How the learning rate falls.")
+    warmup_steps: float = _option(0.05, "Steps until the peak; below 1, their share of all.")
+    weight_decay: float = _option(0.1, "Weight decay of AdamW.")
+    bf16: bool | None = _option(False, "Compute in bfloat16; for GPUs.")
+    use_cpu: bool = _option(False, "Stay on the CPU though there is a GPU.")
+    gradient_checkpointing: bool | None = _option(
+        None, "Keep less in memory and compute it again; off by default."
+    )
+    eval_strategy: str = _option(
+        "steps", "When validation users are ranked: `steps`, `epoch` or `no`."
+    )
+    eval_steps: float | None = _option(0.2, "Steps between; below 1, their share of all.")
+    save_strategy: str = _option("steps", "When a checkpoint is written.")
+    save_steps: float = _option(0.2, "Steps between; below 1, their share of all.")
+    save_total_limit: int | None = _option(2, "How many checkpoints stay.")
+    load_best_model_at_end: bool = _option(True, "Keep the best checkpoint, not the last.")
+    metric_for_best_model: str | None = _option("eval_NDCG@10", "What is best on validation.")
+    resume_from_checkpoint: str | None = _option(
+        None, "`true` for the newest checkpoint, or a folder; by default none."
+    )
+    logging_steps: float = _option(50, "Steps between logs of the losses.")
+    report_to: None | str | list[str] = _option(
+        "none", "Log to `trackio`, `tensorboard` or `wandb`."
+    )
+    ddp_broadcast_buffers: bool | None = _option(
+        False, "Send buffers to all processes at every step."
+    )
+    seed: int = _option(0, "Seed of everything drawn at random.")
 
 
 @dataclass
@@ -264,7 +278,7 @@ class OutputOptions(_Group):
 
     overwrite_output_dir: bool = _option(False, "Replace what an earlier run left in `output_dir`.")
     allow_rare_pairs: bool = _option(
-        False, "Whether `push_to_hub` may send pairs behind which a single user stands."
+        False, "Let `push_to_hub` send pairs that a single user chose."
     )
 
 
@@ -306,53 +320,75 @@ def _mapping(name: str, value: dict | str | None) -> dict | None:
     return read
 
 
-@dataclass
-class TTDSTrainingArguments(SFTConfig):
-    """`SFTConfig` with the defaults of the demo."""
-
-    output_dir: str | None = field(default="outputs/demo")
-    num_train_epochs: float = 6
-    per_device_train_batch_size: int = 16
-    per_device_eval_batch_size: int = 64
-    learning_rate: float = 3e-3
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.05
-    weight_decay: float = 0.1
-    bf16: bool | None = False
-    gradient_checkpointing: bool = False
-    eval_strategy: str = "steps"
-    eval_steps: float | None = 0.2
-    save_strategy: str = "steps"
-    save_steps: float = 0.2
-    save_total_limit: int | None = 2
-    load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "eval_NDCG@10"
-    logging_steps: float = 50
-    report_to: None | str | list[str] = "none"
-    ddp_broadcast_buffers: bool | None = False
-    seed: int = 0
+# In the order in which the help shows them.
+HELP_GROUPS = (
+    DataOptions, IndexOptions, RefreshOptions, LanguageModelOptions, ExampleOptions,
+    TrainingOptions, RerankerOptions, EvaluationOptions, OutputOptions,
+)  # fmt: skip
+MORE_HELP = """\
+--config FILE reads options from YAML; the command line wins. Of TRL's own options the most used are
+--model_name_or_path NAME (tune a pretrained language model), --use_peft (an adapter of it),
+--push_to_hub with --hub_model_id OWNER/NAME (publish). --help-all lists all of them."""
 
 
-class _Parser(TrlParser):
-    def error(self, message):
-        raise ValueError(message[:1].upper() + message[1:].rstrip(".") + ".")
+def answer_help(about: str) -> None:
+    """Print our own options and end, if the command line asks for help.
 
+    What TRL adds takes seconds to import and ten screens to read: `--help-all` has it.
 
-def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig]:
-    """Read the command line above the YAML file that `--config` names.
-
-    Raises:
-        ValueError: An option is unknown or its value wrong, or the file cannot be read.
+    Args:
+        about: Docstring of the script; its first sentence opens the help.
     """
-    groups = [part.default_factory for part in fields(TTDSArguments)]
-    parser = _Parser((*groups, TTDSTrainingArguments, ModelConfig), allow_abbrev=False)
-    if sys.argv[-1] == "--config":
-        raise ValueError("`--config` names no file; write --config FILE.")
-    try:
-        *parts, training, model_config, in_file, unknown = parser.parse_args_and_config(
-            return_remaining_strings=True, separate_remaining_strings=True
-        )
-    except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
-        raise ValueError(str(error)) from None
-    refuse_unknown(parser, [*unknown, *in_file])
-    return TTDSArguments(*parts), training, model_config
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    usage = "python recipes/sft.py [--config FILE] [--OPTION VALUE ...]"
+    parser = Parser(usage=usage, description=about.splitlines()[0], epilog=MORE_HELP)
+    for group in HELP_GROUPS:
+        added = parser.add_argument_group(group._argument_group_name)
+        for option in fields(group):
+            text, default = option.metadata["help"], default_of(option)
+            added.add_argument(f"--{option.name}", metavar="", default=default, help=text)
+    parser.print_help()
+    raise SystemExit
+
+
+def default_of(option: Field) -> object:
+    """Return the default of an option.
+
+    Args:
+        option: A field of a group.
+    """
+    return option.default if option.default is not MISSING else option.default_factory()
+
+
+# How data are read: what a saved model remembers of its training.
+READING = ("column_map", "min_interactions", "tie_break", "timestamp_unit", "merge_repeats")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model and data are read, and how if not as for training.
+
+    Args:
+        parser: Gets the options.
+    """
+    parser.add_argument("--model", required=True, help="Folder or Hub id of the model.")
+    options = {option.name: option.metadata["help"] for option in fields(DataOptions)}
+    parser.add_argument("--dataset_name", help=options["dataset_name"])
+    group = parser.add_argument_group("how the data are read; by default as they were for training")
+    kinds = {
+        "min_interactions": {"type": int},
+        "tie_break": {"choices": ("published", "shuffled")},
+        "timestamp_unit": {"choices": ("s", "ms", "us", "ns")},
+        "merge_repeats": {"type": _truth, "metavar": "BOOL"},
+    }
+    for name in READING:
+        group.add_argument(f"--{name}", help=options[name], **kinds.get(name, {}))
+    group.add_argument(
+        "--exclude_seen", type=_truth, metavar="BOOL", help="Leave out what a user chose before."
+    )
+
+
+def _truth(text: str) -> bool:
+    from transformers.hf_argparser import string_to_bool  # takes seconds: where one is given
+
+    return string_to_bool(text)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import linecache
 import os
 import subprocess
@@ -29,14 +30,35 @@ print(text, file=sys.stderr)
 """
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Help in 100 columns, a line per option, each with its default in brackets."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=100)
+
+    def _get_help_string(self, action):
+        text, default = action.help or "", action.default
+        if action.required and action.option_strings:
+            return f"{text} [required]"
+        if default is None or default is argparse.SUPPRESS or not action.option_strings:
+            return text
+        shown = (
+            str(default) if isinstance(default, str | Path) else json.dumps(default, default=str)
+        )
+        return f"{text} [{shown.replace('%', '%%')}]"
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are raised in one sentence, and that knows the nearest option.
+
+    Its help shows every option with its default.
 
     Raises:
         ValueError: An option or its value is wrong; the message says which.
     """
 
     def __init__(self, *args, **kwargs):
+        kwargs = {"formatter_class": HelpFormatter} | kwargs
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:  # noqa: D102

@@ -1,4 +1,7 @@
-"""Evaluate a saved model on a data set: metrics.json and run.jsonl beside the model.
+"""Rank the catalogue for every user of a data set by a saved model, and measure the lists.
+
+The metrics go into metrics.json in the model's folder, the lists, by user id, into the folder
+beside it whose name ends in -lists.
 
 python recipes/evaluate.py --model outputs/demo
 python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --output FOLDER
@@ -7,21 +10,8 @@ python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --outp
 import json
 from pathlib import Path
 
-from transformers.utils import cached_file
-
-from recipes.data.split import check_split, split_data
+from recipes.config import add_data_arguments
 from recipes.errors import Parser, one_sentence
-from recipes.evaluation import report
-from recipes.evaluation.report import LM_ONLY
-from recipes.hub.card import GENERATED_DATA
-from recipes.hub.files import model_sha256
-from recipes.hub.saved import (
-    add_data_arguments,
-    check_items,
-    check_same_data,
-    load_model,
-    read_as_trained,
-)
 
 
 def main() -> None:
@@ -29,14 +19,30 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     add_data_arguments(parser)
     parser.add_argument(
-        "--allow_other_data", action="store_true", help="measure on data it was not trained on"
+        "--allow_other_data", action="store_true", help="Measure on data it was not trained on."
     )
-    parser.add_argument("--split", default="test", choices=("validation", "test"))
-    parser.add_argument("--num_beams", type=int, default=50)
-    parser.add_argument("--output", help="folder to write to; the model's by default")
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("validation", "test"),
+        help="Whose targets are looked for.",
+    )
+    parser.add_argument("--num_beams", type=int, default=50, help="Prefixes kept per level.")
+    parser.add_argument("--output", help="Folder to write to; by default the model's.")
     arguments = parser.parse_args()
     if arguments.num_beams < 1:
         raise ValueError(f"`--num_beams` is {arguments.num_beams}; it must be at least 1.")
+
+    # They take seconds, which --help and a wrong option need not wait for.
+    from transformers.utils import cached_file
+
+    from recipes.data.split import check_split, split_data
+    from recipes.evaluation import report
+    from recipes.evaluation.report import LM_ONLY
+    from recipes.hub.card import GENERATED_DATA
+    from recipes.hub.files import model_sha256
+    from recipes.hub.saved import check_items, check_same_data, load_model, read_as_trained
+
     model = load_model(arguments.model)
     output = Path(arguments.output or arguments.model)
     if not output.is_dir():
@@ -60,7 +66,7 @@ def main() -> None:
         )
     rows[LM_ONLY] |= report.sid_metrics(model, split, arguments.split)
     rows |= report.baseline_rows(split, arguments.split, shop)
-    report.write_run(output / "run.jsonl", split, arguments.split, lists)
+    report.write_run(report.lists_folder(output) / "run.jsonl", split, arguments.split, lists)
     content = {"dataset": arguments.dataset_name or GENERATED_DATA, "data_sha256": data.sha256}
     measured = model_sha256(Path(cached_file(arguments.model, "config.json")).parent)
     file = output / "metrics.json"

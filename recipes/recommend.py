@@ -1,4 +1,4 @@
-"""Recommend to every user of a data set: parquet shards of user, items and scores.
+"""Recommend items to every user of a data set, written as parquet shards.
 
 accelerate launch recipes/recommend.py --model outputs/demo --output outputs/lists
 accelerate launch recipes/recommend.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER
@@ -11,13 +11,8 @@ import json
 import time
 from pathlib import Path
 
-from accelerate import PartialState
-from datasets import Dataset
-from tqdm.auto import tqdm
-
+from recipes.config import add_data_arguments
 from recipes.errors import Parser, one_sentence
-from recipes.evaluation import report
-from recipes.hub.saved import add_data_arguments, check_items, load_model, read_as_trained
 
 # A hidden file: what reads a folder of parquet as one table passes it over.
 REQUEST_FILE = ".request.json"
@@ -34,6 +29,8 @@ def check_request(output: Path, request: dict[str, object]) -> None:
     Raises:
         ValueError: The folder holds other shards, or something else.
     """
+    from recipes.evaluation.report import write_json
+
     file = output / REQUEST_FILE
     if file.exists():
         found = json.loads(file.read_text("utf-8"))
@@ -48,17 +45,19 @@ def check_request(output: Path, request: dict[str, object]) -> None:
         raise ValueError(f"`--output` {output} is not empty and holds no shards; name another.")
     else:
         output.mkdir(parents=True, exist_ok=True)
-        report.write_json(file, request)
+        write_json(file, request)
 
 
 def main() -> None:
     """Make the shards that are missing and say how fast."""
     parser = Parser(description=__doc__.splitlines()[0])
     add_data_arguments(parser)
-    parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
-    parser.add_argument("--top_k", type=int, help=f"{TOP_K} by default, or all items if fewer")
-    parser.add_argument("--shard_size", type=int, default=1024, help="users per shard")
-    parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument("--output", required=True, type=Path, help="Folder of the shards.")
+    parser.add_argument(
+        "--top_k", type=int, help=f"Length of the lists; by default {TOP_K}, or all items if fewer."
+    )
+    parser.add_argument("--shard_size", type=int, default=1024, help="Users per shard.")
+    parser.add_argument("--use_cpu", action="store_true", help="Stay on the CPU.")
     arguments = parser.parse_args()
     for name in ("top_k", "shard_size"):
         value = getattr(arguments, name)
@@ -66,6 +65,13 @@ def main() -> None:
             raise ValueError(f"`--{name}` is {value}; it must be at least 1.")
     if arguments.output.is_file():
         raise ValueError(f"`--output` {arguments.output} is a file; name a folder.")
+
+    # They take seconds, which --help and a wrong option need not wait for.
+    from accelerate import PartialState
+    from datasets import Dataset
+    from tqdm.auto import tqdm
+
+    from recipes.hub.saved import check_items, load_model, read_as_trained
 
     state = PartialState(cpu=arguments.use_cpu)
     model = load_model(arguments.model).to(state.device)

@@ -1,10 +1,15 @@
-"""Fit the towers, tune the language model, join the co-occurrence memory, evaluate, save.
+"""Train a recommender: fit towers, tune a language model, fit a re-ranker, evaluate, save.
 
-accelerate launch recipes/sft.py
-accelerate launch recipes/sft.py --config recipes/experiments/scientific/sft.yaml --dataset_name
-    FOLDER
-accelerate launch recipes/sft.py --push_to_hub --hub_model_id org/name
+python recipes/sft.py
+python recipes/sft.py --config recipes/experiments/scientific/sft.yaml --dataset_name FOLDER
+python recipes/sft.py --push_to_hub --hub_model_id org/name
+accelerate launch --config_file recipes/accelerate/ddp.yaml recipes/sft.py
 """
+
+from recipes.config import answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # what is imported below takes seconds
 
 import time
 from pathlib import Path
@@ -12,7 +17,7 @@ from pathlib import Path
 from transformers import set_seed
 from trl import ModelConfig
 
-from recipes.config import TTDSArguments, TTDSTrainingArguments, parse_arguments
+from recipes.config import TTDSArguments
 from recipes.data.load import load_data
 from recipes.data.origin import origin
 from recipes.data.split import check_split, split_data
@@ -21,10 +26,11 @@ from recipes.evaluation import report
 from recipes.hub.card import shown_name
 from recipes.hub.files import model_files
 from recipes.hub.publishing import take_over_push
-from recipes.hub.run import check_output, make_room, run_facts, save_run
+from recipes.hub.run import announce, check_output, make_room, run_facts, save_run
 from recipes.index.embeddings import embed_items, given_text_embeddings
 from recipes.index.refresh import build_sid_table
 from recipes.ranking.reranker import rank_users
+from recipes.tuning.arguments import TTDSTrainingArguments, parse_arguments
 from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import Examples, UserStates
 from recipes.tuning.profiles import fit_profiles
@@ -48,52 +54,62 @@ def main(
     folder, backbone = Path(training.output_dir), model_config.model_name_or_path
     shapes = options.index, options.language_model, options.examples
 
-    data, shop = load_data(options.data, seed)
-    split = split_data(data, options.evaluation.exclude_seen)
-    check_split(split)
-    text = given_text_embeddings(options.index, options.data.dataset_name, split.num_items)
-    tokenizer = build_tokenizer(split, *shapes, backbone)
-    named = backbone and shown_name(backbone)
-    made_of = origin(data, tokenizer.get_vocab(), options, named, seed)
-    resume_from(training, made_of)
-    states = UserStates(split, options.examples.max_history)
-    examples = Examples(split, states, tokenizer, options.examples, seed, training.max_length)
-    model = build_model(split, tokenizer, *shapes, backbone, text, seed)
-    model.config.exclude_seen, model.config.trained_on = split.exclude_seen, made_of
-    embed_items(model, split, options.index, text, seed)
-    towers = build_sid_table(
-        model,
-        states.histories(),
-        states.latest(),
-        num_epochs=options.index.tower_epochs,
-        freeze=options.refresh.refresh_steps == 0,
-        seed=seed,
-    )
-    profile_epochs = options.language_model.profile_epochs
-    fit_profiles(model, split.training, num_epochs=profile_epochs, seed=seed)
+    with report.stage("Read and split the data"):
+        data, shop = load_data(options.data, seed)
+        split = split_data(data, options.evaluation.exclude_seen)
+        check_split(split)
+    announce(split, training, options.reranker)
+    with report.stage("Build tokenizer, examples and model"):
+        text = given_text_embeddings(options.index, options.data.dataset_name, split.num_items)
+        tokenizer = build_tokenizer(split, *shapes, backbone)
+        named = backbone and shown_name(backbone)
+        made_of = origin(data, tokenizer.get_vocab(), options, named, seed)
+        resume_from(training, made_of)
+        states = UserStates(split, options.examples.max_history)
+        examples = Examples(split, states, tokenizer, options.examples, seed, training.max_length)
+        model = build_model(split, tokenizer, *shapes, backbone, text, seed)
+        model.config.exclude_seen, model.config.trained_on = split.exclude_seen, made_of
+    with report.stage("Embed the items"):
+        embed_items(model, split, options.index, text, seed)
+    with report.stage("Fit both towers, give semantic IDs"):
+        towers = build_sid_table(
+            model,
+            states.histories(),
+            states.latest(),
+            num_epochs=options.index.tower_epochs,
+            freeze=options.refresh.refresh_steps == 0,
+            seed=seed,
+        )
+    with report.stage("Fit what profiles say of nodes"):
+        profile_epochs = options.language_model.profile_epochs
+        fit_profiles(model, split.training, num_epochs=profile_epochs, seed=seed)
     make_room(training, options.output)
-    trainer = TTDSTrainer(
-        model,
-        training,
-        examples=examples,
-        split=split,
-        refresh=options.refresh,
-        evaluation=options.evaluation,
-        backbone=model_config,
-    )
-    tuning = trainer.tune()
+    with report.stage("Tune the language model"):
+        trainer = TTDSTrainer(
+            model,
+            training,
+            examples=examples,
+            split=split,
+            refresh=options.refresh,
+            evaluation=options.evaluation,
+            backbone=model_config,
+        )
+        tuning = trainer.tune()
     if not trainer.is_world_process_zero():
         return
     model = trainer.tuned()
     num_beams, rerankers = options.evaluation.num_beams, folder / "rerankers"
-    rows, lists = rank_users(model, split, shop, options.reranker, num_beams, seed, rerankers)
+    with report.stage("Fit priors and re-ranker, rank for every user"):
+        rows, lists = rank_users(model, split, shop, options.reranker, num_beams, seed, rerankers)
     facts = run_facts(options, backbone, seed, data) | {"towers": towers, "tuning": tuning}
     facts |= {"seconds": round(time.perf_counter() - begun, 1)}
-    save_run(folder, training.hub_model_id, model, split, lists, facts | rows)
+    with report.stage("Save model, lists, picture and card"):
+        save_run(folder, training.hub_model_id, model, split, lists, facts | rows)
 
     print(report.examples(model, split))
     print(f"\n{report.table(rows['test'])}\n")
-    print(f"The model is in {folder}. Load it anywhere:\n")
+    print(f"The model is in {folder}, the lists by user id in {report.lists_folder(folder).name}/")
+    print("beside it. Load the model anywhere:\n")
     print("    from transformers import AutoModel")
     print(f'    model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)')
     print(f'    model.recommend([["{data.catalogue.item_ids[0]}"]], top_k=5)')

@@ -141,6 +141,49 @@ def test_ask_finds_the_nearest_texts(client, built):
     assert found[0]["item_id"] == built.catalogue[int(table.argmax())]["item_id"]
 
 
+def test_words_that_no_item_has_are_answered_as_such(client):
+    for text in ("zugzwang", "zugzwang xyzzy for a"):
+        assert ask(client, "ask", text, []) == {
+            "written": [], "nearest": [], "unknown": app.UNKNOWN,
+        }  # fmt: skip
+    for text in ("KETTLES", "kettle zugzwang", "kéttle"):
+        found = ask(client, "ask", text, [])
+        assert found["nearest"] and not found["unknown"], text
+
+
+def test_rankings_stand_side_by_side(client, folder, built):
+    history = [built.catalogue[row]["item_id"] for row in (3, 9, 12)]
+    found = ask(client, "compare", history, "Kitchen")
+    model = type(built).from_pretrained(folder).eval()
+    kitchen = [i["item_id"] for i in model.catalogue if i["categories"].startswith("Kitchen")]
+    how = {"TTDS": {}, "TTDS, language model only": {"rerank": False, "memory": False}}
+    assert found.keys() == how.keys(), "the model has no priors"
+    for name, settings in how.items():
+        expected = model.recommend([history], top_k=5, allowed=kitchen, **settings)[0]
+        assert [item["item_id"] for item in found[name]] == [best.item_id for best in expected]
+
+
+def test_texts_are_shown_as_they_are_read(model):
+    model.catalogue[7] |= {
+        "title": "Caf&eacute; &amp; tea set",
+        "categories": "Home &amp; Bar > Tea",
+    }
+    shop = app.Shop(model)
+    for words in ("cafe & tea", "CAFÉ set"):
+        (found,) = shop.search(words)
+        assert found["title"] == "Café & tea set" and found["categories"] == "Home & Bar > Tea"
+    assert [item["title"] for item in shop.recommend([], 5, "Home &amp; Bar")["items"]] == [
+        "Café & tea set"
+    ]
+    names = app.branches(["Kitchen > Knives", "A > B > C", "Kitchen", "Home &amp; Bar"])
+    assert [value for _, value in names] == [
+        "A > B > C", "Home &amp; Bar", "Kitchen", "Kitchen > Knives",
+    ]  # fmt: skip
+    assert [name.strip() for name, _ in names] == ["C", "Home & Bar", "Kitchen", "Knives"]
+    assert [len(name) - len(name.strip()) for name, _ in names] == [2, 0, 0, 1]
+    assert "Home &amp; Bar › Tea" in app.found_cards(shop.search("cafe"))
+
+
 def test_a_model_tuned_for_queries_writes_for_words_and_history(model):
     model.config.prompts = {"query": "Query: {query}, item: ", "search": "<user>,<item>,{query}: "}
     shop, history = app.Shop(model), [model.catalogue[3]["item_id"]]
@@ -321,7 +364,9 @@ def test_the_main_ways_through_the_page(visit, width):
     page.wait_for_function(
         "[...document.querySelectorAll('#ranked .card')].every(e => /Garden/.test(e.innerText))"
     )
+    page.get_by_text("the re-ranker's weight of an item").wait_for()
     choose(page, "Ranked by", "Language model alone")
+    page.get_by_text("the probability by which the language model writes an item").wait_for()
     choose(page, "Length", "10")
     ranked.nth(9).wait_for()
 
@@ -329,6 +374,13 @@ def test_the_main_ways_through_the_page(visit, width):
     page.get_by_role("button", name="Find").click()
     assert "seed" in page.locator("#asked .card").nth(0).inner_text()
 
+    page.get_by_label("Or ask in words").fill("zugzwang")
+    page.get_by_role("button", name="Find").click()
+    page.locator("#asked .note").wait_for()
+
+    page.get_by_role("button", name="Compare the rankings").click()
+    page.locator("#compared .card").nth(9).wait_for()
+    check_layout(page, width)
     page.get_by_role("button", name="Nothing").click()
     page.locator("#history .note").wait_for()
     check_layout(page, width)

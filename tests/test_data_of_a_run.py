@@ -10,9 +10,10 @@ import pytest
 
 from modeling_ttds import TTDSForCausalLM
 from recipes import evaluate, recommend, sft
-from recipes.config import parse_arguments
 from recipes.errors import one_sentence
+from recipes.evaluation.report import lists_folder
 from recipes.hub.run import MARKER
+from recipes.tuning.arguments import parse_arguments
 from tests.conftest import SMALL
 
 COLOURS = ("red", "blue", "green", "black", "white")
@@ -167,12 +168,12 @@ def test_repeats_are_told_merged_or_allowed(train, call, tmp_path):
     assert len(model.recommend([history], top_k=every, num_beams=every)[0]) == every
     kept = model.recommend([history], top_k=every, num_beams=every, exclude_seen=True)[0]
     assert len(kept) == every - 3
-    before = (tmp_path / "seen" / "run.jsonl").read_text()
+    before = (tmp_path / "seen-lists" / "run.jsonl").read_text()
     code, _, said = call(
         evaluate, "--model", tmp_path / "seen", "--dataset_name", data, "--num_beams", 20
     )
     assert code == 0, said
-    assert (tmp_path / "seen" / "run.jsonl").read_text() == before
+    assert (tmp_path / "seen-lists" / "run.jsonl").read_text() == before
     lists = tmp_path / "lists"
     asked = ["--model", tmp_path / "seen", "--dataset_name", data, "--use_cpu", "--top_k", every]
     assert call(recommend, *asked, "--output", lists)[0] == 0
@@ -195,11 +196,12 @@ def made(train, tmp_path):
 
 def test_a_model_remembers_how_its_data_were_read(made, call, tmp_path):
     model, data, _ = made
-    before = (model / "run.jsonl").read_text()
+    lists = lists_folder(model) / "run.jsonl"
+    before = lists.read_text()
     asked = ["--model", model, "--dataset_name", data]
     code, _, said = call(evaluate, *asked, "--num_beams", 20)
     assert code == 0, said
-    assert (model / "run.jsonl").read_text() == before
+    assert lists.read_text() == before
     assert call(recommend, *asked, "--output", tmp_path / "lists", "--use_cpu")[0] == 0
     lists = tmp_path / "lists"
     assert sorted(pd.read_parquet(lists).columns) == ["item_ids", "scores", "user_id"]

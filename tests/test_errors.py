@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from recipes import evaluate, publish, recommend, sft
-from recipes.config import parse_arguments
 from recipes.data.cleaning import refuse
 from recipes.data.tables import read_data
 from recipes.errors import one_sentence
+from recipes.tuning.arguments import parse_arguments
 from tests.conftest import ROOT
 
 

@@ -7,13 +7,9 @@ import pytest
 
 from benchmarks.result import results
 from benchmarks.tables import filled
-from recipes.config import (
-    ExampleOptions,
-    TTDSArguments,
-    TTDSTrainingArguments,
-    parse_arguments,
-)
+from recipes.config import ExampleOptions, TTDSArguments
 from recipes.hub.files import ROOT
+from recipes.tuning.arguments import TTDSTrainingArguments, parse_arguments
 from recipes.tuning.examples import question_wordings
 from recipes.tuning.tasks import ITEM_TASKS, USER_TASKS
 from tests.conftest import altered, build_model, build_tokenizer

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.data.tables import write_data
+from recipes.evaluation.report import lists_folder
 from tests.conftest import ROOT, SMALL
 
 
@@ -37,6 +38,11 @@ def recipe(tmp_path_factory, shop):
     return run
 
 
+def lists(folder):
+    """Return the lists by user id of a run, which lie beside its folder."""
+    return (lists_folder(folder) / "run.jsonl").read_text()
+
+
 @pytest.fixture(scope="module")
 def whole(recipe):
     """A run that nothing interrupts."""
@@ -58,7 +64,7 @@ def test_run_ends_with_table_examples_and_a_folder(whole):
     assert "AutoModel.from_pretrained" in done.stdout
     metrics = json.loads((folder / "metrics.json").read_text())["test"]["TTDS, language model only"]
     assert metrics["unique_sids"] == 1 and 0 <= metrics["invalid_rate"] <= 1
-    assert len((folder / "run.jsonl").read_text().splitlines()) == metrics["users"]
+    assert len((lists_folder(folder) / "run.jsonl").read_text().splitlines()) == metrics["users"]
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.tmp"))
     assert not (folder / "rerankers").exists()
 
@@ -83,7 +89,7 @@ def test_resumed_run_equals_the_whole_one_bit_for_bit(whole, recipe):
     ours, theirs = (load_file(path / "model.safetensors") for path in (resumed, folder))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert (resumed / "run.jsonl").read_text() == (folder / "run.jsonl").read_text()
+    assert lists(resumed) == lists(folder)
 
 
 def test_an_existing_folder_is_not_overwritten(whole, recipe):
@@ -113,4 +119,4 @@ def test_evaluate_gives_the_same_numbers(whole, tmp_path):
     assert theirs["popularity"] == ours["popularity"]
     assert theirs["TTDS"] == ours["TTDS"], "recommend ranks as the fit did"
     assert theirs["TTDS, language model only"] == ours["TTDS, language model only"]
-    assert (tmp_path / "run.jsonl").read_text() == (folder / "run.jsonl").read_text()
+    assert lists(tmp_path) == lists(folder)

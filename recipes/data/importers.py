@@ -1,8 +1,27 @@
-"""Importers: the files of well-known data sets, as their owners publish them, to our two tables.
+"""Turn the files of a well-known data set, as its owners publish them, into our two tables.
 
 python -m recipes.data.importers movielens-1m ml-1m data/movielens
 python -m recipes.data.importers amazon-2023 FOLDER_WITH_REVIEWS_AND_META data/books
 """
+
+import argparse
+
+from recipes.errors import Parser, one_sentence
+
+if __name__ == "__main__":  # before the imports that take seconds
+    with one_sentence():
+        parser = Parser(
+            prog="python -m recipes.data.importers", description=__doc__.splitlines()[0]
+        )
+        parser.add_argument(
+            "name",
+            metavar="NAME",
+            choices=("movielens-1m", "movielens-32m", "amazon-2014", "amazon-2023", "steam"),
+            help="Which: %(choices)s.",
+        )
+        parser.add_argument("source", metavar="SOURCE", help="Folder with the published files.")
+        parser.add_argument("folder", metavar="FOLDER", help="Where both tables go.")
+        ARGUMENTS = parser.parse_args()
 
 import ast
 import gzip
@@ -17,7 +36,6 @@ import pandas as pd
 from modeling_ttds.records_ttds import TEXT_FIELDS, as_text
 from recipes.data.reading import read_csv
 from recipes.data.timestamps import seconds
-from recipes.errors import Parser, one_sentence
 
 NO_PRICE = ("", "none", "—", "nan")
 
@@ -253,17 +271,16 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def main() -> None:
-    """Read the command line and import."""
-    parser = Parser(prog="python -m recipes.data.importers", description=import_data.__doc__)
-    parser.add_argument("name", metavar="NAME", choices=IMPORTERS, help=", ".join(IMPORTERS))
-    parser.add_argument("source", metavar="SOURCE", help="folder with the published files")
-    parser.add_argument("folder", metavar="FOLDER", help="where both tables go")
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Import.
+
+    Args:
+        arguments: The command line.
+    """
     import_data(arguments.name, arguments.source, arguments.folder)
     print(f"Both tables are in {arguments.folder}; pass it as --dataset_name.")
 
 
 if __name__ == "__main__":
     with one_sentence():
-        main()
+        main(ARGUMENTS)

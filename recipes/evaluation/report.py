@@ -1,9 +1,12 @@
 """What a run ends with: metrics beside baselines, ranked lists, a table, examples."""
 
 import json
+import os
 import platform
 import re
-from collections.abc import Container, Sequence
+import time
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -184,13 +187,29 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     columns = [*COLUMNS, "unique_sids"]
     width = max(len(name) for name in rows)
     lines = [
-        f"| {'':{width}} | " + " | ".join(f"{name:>12}" for name in columns) + " |",
-        f"|-{'-' * width}-|" + f"{'-' * 13}:|" * len(columns),
+        f"| {'':{width}} | " + " | ".join(f"{name:>6}" for name in columns) + " |",
+        f"|-{'-' * width}-|" + "|".join(f"-{'-' * max(6, len(c))}:" for c in columns) + "|",
     ]
     for name, metrics in rows.items():
-        cells = (f"{metrics[c]:12.4f}" if c in metrics else f"{'':12}" for c in columns)
+        cells = (
+            f"{metrics[c]:{max(6, len(c))}.4f}" if c in metrics else " " * max(6, len(c))
+            for c in columns
+        )  # fmt: skip
         lines.append(f"| {name:{width}} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Print a stage of a run when it has ended, with its time; of several processes the first does.
+
+    Args:
+        name: What is done.
+    """
+    begun = time.perf_counter()
+    yield
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{name:<60} {time.perf_counter() - begun:10.1f} s", flush=True)
 
 
 def hardware() -> str:
@@ -218,7 +237,7 @@ def write_run(file: str | Path, split: Split, which: str, lists: Sequence[Sequen
     """Write ranked lists, one user per line, as the referee reads them.
 
     Args:
-        file: Where to.
+        file: Where to; its folder is made.
         split: The split.
         which: `"validation"` or `"test"`.
         lists: Item rows per user with a target.
@@ -228,7 +247,18 @@ def write_run(file: str | Path, split: Split, which: str, lists: Sequence[Sequen
         json.dumps({"user_id": user_ids[user], "items": [item_ids[row] for row in rows]})
         for user, rows in zip(split.users(which), lists, strict=True)
     ]
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "\n".join(lines) + "\n")
+
+
+def lists_folder(folder: str | Path) -> Path:
+    """Return where the lists by user id of a model lie: beside its folder, never in it.
+
+    Args:
+        folder: The model's folder.
+    """
+    folder = Path(folder).resolve()
+    return folder.with_name(f"{folder.name}-lists")
 
 
 def slug(method: str) -> str:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 GENERATED_DATA = "toyshop"
 NEEDS = '"transformers>=5.17,<6" torch safetensors'
-COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10", "cold_HR@10")
+CURVE = "training.png"
+COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10")
+RARE = "cold_HR@10"  # of users whose target training had seen at most 5 times
 STALE = (
     "**Measured before the model was changed.** Items were added or removed, or weights changed, "
     "after the figures of this card were measured; `recipes/evaluate.py` measures them anew."
@@ -31,7 +33,11 @@ CITATION = """\
 
 
 def card(
-    model_id: str, config: dict[str, Any], metrics: dict[str, Any], stale: bool = False
+    model_id: str,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    stale: bool = False,
+    curve: bool = False,
 ) -> str:
     """Return the text of a model card with its metadata.
 
@@ -41,6 +47,7 @@ def card(
         metrics: What `recipes/sft.py` or `recipes/evaluate.py` wrote to `metrics.json`.
         stale: Whether the model was changed after it was measured; the card says so, and its
             metadata claim no result.
+        curve: Whether the picture of the training lies beside the card.
 
     Raises:
         ValueError: `metrics` holds no measured rows.
@@ -64,36 +71,42 @@ def card(
         _results(config, rows, which),
         "## Semantic IDs",
         _codes(config, metrics, rows),
-        "## Cold start",
-        _cold_start(_main_row(rows)),
+        "## Rare items and new ones",
+        _rare_and_new(_main_row(rows)),
+        "## When not to use it",
+        _when_not(config),
         "## Limits and biases",
         _limits(config, metrics, _main_row(rows)),
         "## Training",
+        *([f"![training loss and validation NDCG@10 by step]({CURVE})"] if curve else []),
         _training(metrics),
         "## Citation",
-        f"The method follows [arXiv:2409.09253](https://arxiv.org/abs/2409.09253).\n\n"
+        "The method follows [arXiv:2409.09253](https://arxiv.org/abs/2409.09253); this is an "
+        "independent implementation.\n\n"
         f"```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def data_facts(name: str | None, data: "Data") -> dict[str, Any]:
-    """Return what a card says about a data set: where it is, its size, its licence.
+    """Return what a card says about a data set: where it is, its size, licence and languages.
 
     Args:
         name: Its folder or Hub id; None for the generated one.
         data: Its content.
     """
     on_hub = name is not None and not Path(name).is_dir()
-    licence = "apache-2.0" if name is None else None
+    licence, language = ("apache-2.0", "en") if name is None else (None, None)
     try:
         if name is not None:
-            licence = DatasetCard.load(name if on_hub else f"{name}/README.md").data.license
+            told = DatasetCard.load(name if on_hub else f"{name}/README.md").data
+            licence, language = told.license, told.language
     except (OSError, ValueError):
         pass  # no card, no licence: the model's card says so
     return {
         "on_hub": on_hub,
         "license": licence,
+        "language": language,
         "users": len(data.user_ids),
         "items": len(data.catalogue.item_ids),
         "interactions": sum(len(history) for history in data.histories),
@@ -141,7 +154,7 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str, stale: bool) -
             dataset_split=which,
             metric_type=metric,
             metric_name=metric,
-            metric_value=row[metric],
+            metric_value=round(row[metric], 4),
         )
         for metric in COLUMNS
         if metric in row
@@ -152,6 +165,8 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str, stale: bool) -
         model_name=model_id.rstrip("/").split("/")[-1],
         license="apache-2.0" if ours else None,
         library_name="transformers",
+        pipeline_tag="text-generation",  # the Hub has none for recommenders
+        language=metrics.get("data", {}).get("language"),
         base_model=backbone if backbone and "/" in backbone else None,
         datasets=[name] if metrics.get("data", {}).get("on_hub") else None,
         tags=["recommendation", "sequential-recommendation", "generative-recommendation", "ttds"],
@@ -162,7 +177,7 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str, stale: bool) -
 def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     tower, decoder = config["item_tower"], config["backbone_config"]
     start = metrics.get("backbone")
-    origin = f"tuned from `{start}`" if start else "trained from nothing"
+    origin = f"tuned from `{start}`" if start else "trained from scratch"
     ranking = (
         " A co-occurrence memory and a small re-ranker add counting to the language model."
         if config.get("has_reranker")
@@ -243,18 +258,20 @@ def _data(metrics: dict[str, Any]) -> str:
 
 
 def _results(config: dict[str, Any], rows: dict[str, dict], which: str) -> str:
+    columns = dict(zip(COLUMNS, COLUMNS, strict=True)) | {RARE: "HR@10, rare"}
     lines = [
-        "| | " + " | ".join(COLUMNS) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
+        "| | " + " | ".join(columns.values()) + " |",
+        "|---|" + "---:|" * len(columns),
     ]
     for name, row in rows.items():
-        cells = (f"{row[column]:.4f}" if column in row else "" for column in COLUMNS)
+        cells = (f"{row[column]:.4f}" if column in row else "" for column in columns)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     users = _main_row(rows)["users"]
     seen = "left out" if config.get("exclude_seen", True) else "among them"
     notes = (
         f"{which.capitalize()} split, {users} users, full ranking of the catalogue, seen items "
-        f"{seen}. `coverage@10` is the share of the catalogue that stands in anybody's top ten."
+        f"{seen}. `coverage@10` is the share of the catalogue that is in anybody's top ten; a rare "
+        "target is one that training had seen at most 5 times."
     )
     if TTDS in rows:
         notes += (
@@ -286,14 +303,33 @@ def _codes(config: dict[str, Any], metrics: dict[str, Any], rows: dict[str, dict
     return "\n".join(lines) or "Not measured."
 
 
-def _cold_start(row: dict[str, float]) -> str:
-    text = "A new item gets a semantic ID from its text alone (`add_items`); no weight changes."
-    if "cold_HR@10" in row:
-        text += (
-            f" {row['cold_users']} users chose an item that training had seen at most 5 times: "
-            f"HR@10 is {row['cold_HR@10']:.4f} for them, {row['HR@10']:.4f} for all."
+def _rare_and_new(row: dict[str, float]) -> str:
+    text = ""
+    if RARE in row:
+        text = (
+            f"Rare items: {row['cold_users']} users chose an item that training had seen at most 5 "
+            f"times; HR@10 is {row[RARE]:.4f} for them, {row['HR@10']:.4f} for all.\n\n"
         )
-    return text
+    return text + (
+        "New items: `add_items` gives an item that nobody has chosen yet a semantic ID from its "
+        "text; no weight changes. How well this model finds them was not measured: "
+        "`python -m benchmarks.cold_start` holds items out of training and does so."
+    )
+
+
+def _when_not(config: dict[str, Any]) -> str:
+    lines = [
+        "- To decide on people: credit, work, housing, health, prices.",
+        "- Where a score must be a probability.",
+        "- For people or items unlike those of its data: another shop, country or language needs a "
+        "training of its own.",
+    ]
+    if config.get("has_reranker"):
+        lines.append(
+            "- Where nobody may learn which items were chosen together: the co-occurrence memory "
+            "can be read out of the weights."
+        )
+    return "\n".join(lines)
 
 
 def _limits(config: dict[str, Any], metrics: dict[str, Any], row: dict[str, float]) -> str:
@@ -308,7 +344,7 @@ def _limits(config: dict[str, Any], metrics: dict[str, Any], row: dict[str, floa
             f"- Popularity: HR@10 is {row['head_HR@10']:.4f} where the target is among the fifth "
             f"of the items seen most, {row['tail_HR@10']:.4f} where it is not."
         )
-    privacy = "- The folder holds no user ids and no histories."
+    privacy = "- These files hold no user ids and no histories."
     least = config.get("min_pair_users") or metrics.get("options", {}).get("min_pair_users")
     if least:
         behind = "even a single user" if least == 1 else f"at least {least} users"
@@ -319,8 +355,13 @@ def _limits(config: dict[str, Any], metrics: dict[str, Any], row: dict[str, floa
 def _training(metrics: dict[str, Any]) -> str:
     facts = {
         "Hardware": metrics.get("hardware"),
-        "Time": f"{metrics['seconds']:.0f} s in all" if "seconds" in metrics else None,
+        "Time": _time(metrics["seconds"]) if "seconds" in metrics else None,
         "Seed": metrics.get("seed"),
     }
     lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
     return "\n".join([*lines, "- Every figure and option of this card: `metrics.json`"])
+
+
+def _time(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.1f} hours in all" if hours >= 1 else f"{seconds / 60:.1f} minutes in all"

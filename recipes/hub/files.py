@@ -11,7 +11,8 @@ from typing import Any
 from huggingface_hub import SpaceCardData
 from safetensors import safe_open
 
-from recipes.hub.card import card, is_generated
+from recipes.evaluation.report import lists_folder
+from recipes.hub.card import CURVE, card, is_generated
 from recipes.index.embeddings import hashed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,7 @@ MODEL_FILES = (
     "sid_table.json",
     "catalogue.jsonl",
     "metrics.json",
+    CURVE,
     "*_ttds.py",
 )
 USER_LISTS = "run.jsonl"
@@ -54,7 +56,8 @@ def model_files(
     Args:
         folder: What `recipes/sft.py` wrote.
         model_id: What the card tells a reader to load.
-        include_user_lists: Send `run.jsonl` too, the recommended lists by user id.
+        include_user_lists: Send `run.jsonl` too, the recommended lists by user id, which lie beside
+            the folder.
         allow_rare_pairs: Send a co-occurrence memory of pairs of items behind which a single user
             stands.
 
@@ -68,12 +71,14 @@ def model_files(
     config = public_json(folder / "config.json")
     if config.get("model_type") != "ttds":
         raise PublishError(f"{folder} holds a {config.get('model_type')!r} model, not `ttds`.")
-    allowed = (*MODEL_FILES, USER_LISTS) if include_user_lists else MODEL_FILES
     files = {
         file.name: file
         for file in sorted(folder.iterdir())
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in allowed)
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in MODEL_FILES)
     }
+    lists = lists_folder(folder) / USER_LISTS
+    if include_user_lists and lists.is_file():
+        files[USER_LISTS] = lists
     _check_whole(folder, files, config, include_user_lists)
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     least = config.get("min_pair_users") or metrics.get("options", {}).get("min_pair_users", 1)
@@ -85,7 +90,7 @@ def model_files(
     measured = metrics.get("model_sha256")
     stale = measured is not None and measured != model_sha256(folder)
     try:
-        files[CARD] = card(model_id, config, metrics, stale).encode()
+        files[CARD] = card(model_id, config, metrics, stale, CURVE in files).encode()
     except ValueError as error:
         raise PublishError(f"{folder}: {error}") from None
     return files
@@ -188,7 +193,7 @@ def write_card(folder: str | Path, model_id: str) -> None:
     folder = Path(folder)
     content = public_json(folder / "config.json"), public_json(folder / "metrics.json")
     scratch = folder / "README.tmp"
-    scratch.write_text(card(model_id, *content), "utf-8")
+    scratch.write_text(card(model_id, *content, curve=(folder / CURVE).is_file()), "utf-8")
     scratch.replace(folder / CARD)
 
 

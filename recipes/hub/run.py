@@ -6,21 +6,23 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from trl import SFTConfig
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from recipes.config import OutputOptions, TTDSArguments
+from recipes.config import OutputOptions, RerankerOptions, TTDSArguments
 from recipes.data.split import Split
 from recipes.data.tables import Data
 from recipes.evaluation import report
 from recipes.hub import card
-from recipes.hub.files import CARD, MODEL_FILES, model_sha256, write_card
+from recipes.hub.files import CARD, CURVE, MODEL_FILES, model_sha256, write_card
 
 # Beside it lies what a run of ours wrote, under these names; whatever else lies there stays.
 MARKER = "ttds_run.json"
+LISTS = ("run.jsonl", "run-*.jsonl")  # today in a folder beside it
 WRITTEN = (
-    *MODEL_FILES, CARD, MARKER, "run.jsonl", "run-*.jsonl", "training_args.bin",
-    "checkpoint-[0-9]*", "rerankers", "base", "adapter", "runs",
+    *MODEL_FILES, CARD, MARKER, *LISTS, "training_args.bin", "checkpoint-[0-9]*", "rerankers",
+    "base", "adapter", "runs",
 )  # fmt: skip
 
 
@@ -108,6 +110,30 @@ def make_room(training: SFTConfig, output: OutputOptions) -> None:
         report.write_json(folder / MARKER, {"written_by": "recipes/sft.py"})
 
 
+def announce(split: Split, training: SFTConfig, reranker: RerankerOptions) -> None:
+    """Say what a run is about to do, on the first process.
+
+    Args:
+        split: The split.
+        training: How the language model is tuned.
+        reranker: What joins it.
+    """
+    if training.process_index != 0:
+        return
+    data = split.data
+    stages = ["towers", "language model"]
+    stages += ["priors"] if reranker.memory else []
+    stages += ["re-ranker"] if reranker.reranker else []
+    print(
+        f"{len(data.user_ids):,} users, {split.num_items:,} items, "
+        f"{sum(map(len, data.histories)):,} interactions, on {report.hardware()}.\n"
+        f"Fits {', '.join(stages)}; tunes for {training.num_train_epochs:g} epochs; then ranks the "
+        f"catalogue for every user.\nA line per stage follows, then a table; the model goes to "
+        f"{training.output_dir}.",
+        flush=True,
+    )
+
+
 def run_facts(
     options: TTDSArguments, backbone: str | None, seed: int, data: Data
 ) -> dict[str, Any]:
@@ -138,7 +164,9 @@ def save_run(
     lists: dict[str, list[list[int]]],
     metrics: dict[str, Any],
 ) -> None:
-    """Write model, tokenizer, lists of the test users, metrics.json and card.
+    """Write model, tokenizer, metrics.json, training curve and card; beside them the lists.
+
+    The lists of the test users are by user id, so they lie outside of what is published.
 
     Args:
         folder: Where to.
@@ -149,9 +177,36 @@ def save_run(
         metrics: Facts and rows of the run.
     """
     model.save_pretrained(folder)
+    beside = report.lists_folder(folder)
+    for old in (file for pattern in LISTS for file in beside.glob(pattern)):
+        old.unlink()
     for row, found in lists.items():
-        report.write_run(folder / report.run_file(row, lists), split, "test", found)
+        report.write_run(beside / report.run_file(row, lists), split, "test", found)
     metrics = metrics | {"model_sha256": model_sha256(folder)}
     report.write_json(folder / "metrics.json", metrics)
+    if "tuning" in metrics:
+        draw_curve(folder / CURVE, metrics["tuning"])
     shutil.rmtree(folder / "rerankers", ignore_errors=True)
     write_card(folder, hub_model_id or str(folder))
+
+
+def draw_curve(file: Path, tuning: dict[str, Any]) -> None:
+    """Draw the loss and the validation NDCG@10 of a tuning over its steps; refreshes are lines.
+
+    Args:
+        file: Where to; a PNG, which every page shows.
+        tuning: `report` of the trainer.
+    """
+    figure = Figure(figsize=(8, 2.8), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2)
+    shown = (("loss", "training loss"), ("NDCG@10", "validation NDCG@10, language model"))
+    for panel, (name, title) in zip(panels, shown, strict=True):
+        entries = [entry for entry in tuning["log"] if name in entry]
+        panel.plot([e["step"] for e in entries], [e[name] for e in entries], ".-")
+        for refresh in tuning["refreshes"]:
+            panel.axvline(refresh["step"], color="tab:orange", linewidth=0.8, alpha=0.6)
+        panel.set(title=title, xlabel="step")
+        panel.grid(alpha=0.3)
+    scratch = file.with_suffix(".tmp")
+    figure.savefig(scratch, format="png", metadata={"Software": None})
+    scratch.replace(file)

@@ -6,39 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
-from transformers.hf_argparser import string_to_bool
 
 from modeling_ttds import TTDSConfig, TTDSForCausalLM
-from recipes.config import DataOptions
+from recipes.config import READING, DataOptions
 from recipes.data.load import load_data
 from recipes.data.origin import data_identity, difference, vocabulary_sha256
 from recipes.data.tables import Data
 from recipes.data.toyshop import Toyshop
 from recipes.errors import named_model
-
-HOW = ("column_map", "min_interactions", "tie_break", "timestamp_unit", "merge_repeats")
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which data are read, and how if not as for training.
-
-    Args:
-        parser: Gets the options.
-    """
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--dataset_name", help="folder or Hub id; the generated data by default")
-    group = parser.add_argument_group("how the data are read; by default as they were for training")
-    group.add_argument("--column_map", help="column names of the data set to ours, as JSON")
-    group.add_argument("--min_interactions", type=int, help="least of a user and an item")
-    group.add_argument("--tie_break", choices=("published", "shuffled"))
-    group.add_argument("--timestamp_unit", choices=("s", "ms", "us", "ns"))
-    group.add_argument("--merge_repeats", type=string_to_bool, metavar="BOOL")
-    group.add_argument(
-        "--exclude_seen",
-        type=string_to_bool,
-        metavar="BOOL",
-        help="whether lists leave out what a user chose before",
-    )
 
 
 def load_model(name: str) -> TTDSForCausalLM:
@@ -79,15 +54,17 @@ def read_as_trained(
     """Read data as the model's were read for training, but for what the command line says.
 
     Args:
-        arguments: As of `add_data_arguments`.
+        arguments: As of `recipes.config.add_data_arguments`.
         config: The model's configuration.
 
     Returns:
         The data, the shop behind them if they are generated, and whether they were read otherwise.
     """
     trained = (config.trained_on or {}).get("options", {})
-    said = {name: getattr(arguments, name) for name in HOW if getattr(arguments, name) is not None}
-    remembered = {name: trained[name] for name in HOW if name in trained}
+    said = {
+        name: getattr(arguments, name) for name in READING if getattr(arguments, name) is not None
+    }
+    remembered = {name: trained[name] for name in READING if name in trained}
     options = DataOptions(arguments.dataset_name, **(remembered | said))
     otherwise = any(getattr(options, name) != value for name, value in remembered.items())
     data, shop = load_data(options, trained.get("seed", 0))

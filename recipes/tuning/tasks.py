@@ -6,9 +6,21 @@ A task turns a moment in a user's history, or an item, into a `Wording`. Loss st
 only. The first wording of a question that `recommend` also answers is the one it is asked in.
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipes.errors import Parser, one_sentence
+
+    with one_sentence():
+        parser = Parser(prog="python -m recipes.tuning.tasks", description=__doc__.splitlines()[0])
+        parser.add_argument(
+            "--show",
+            action="store_true",
+            required=True,
+            help="Print an example of every task on the generated data.",
+        )
+        parser.parse_args()
+
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -405,6 +417,4 @@ def show() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--show"]:
-        raise SystemExit("usage: python -m recipes.tuning.tasks --show")
     show()

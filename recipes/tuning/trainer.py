@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
@@ -64,6 +64,30 @@ class RefreshSIDs(TrainerCallback):
             control.should_log = due
             if step == freeze:
                 state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+
+class OneBar(ProgressCallback):
+    """One progress bar, with the loss; above it a line per evaluation and refresh."""
+
+    def on_prediction_step(self, args, state, control, **kwargs):  # noqa: D102
+        pass
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: D102
+        if self.training_bar is None:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        said = [
+            f"{shown} {logs[name]:.4f}"
+            for name, shown in (
+                ("eval_HR@10", "validation HR@10"),
+                ("eval_NDCG@10", "validation NDCG@10"),
+                ("sids/churn", "refresh, churn"),
+            )
+            if name in logs
+        ]
+        if said:
+            self.training_bar.write(f"step {state.global_step}: {', '.join(said)}")
 
 
 class SealCheckpoint(TrainerCallback):
@@ -192,6 +216,9 @@ class TTDSTrainer(SFTTrainer):
             eval_dataset=examples.validation(),
             peft_config=peft_config,
         )
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(OneBar)
         self.add_callback(SealCheckpoint(self))
         if refresh.refresh_steps:
             self.add_callback(RefreshSIDs(self, refresh.refresh_steps, refresh.freeze_at))
@@ -295,6 +322,12 @@ class TTDSTrainer(SFTTrainer):
             "tokens": self.num_tokens,
             "tokens_per_second": round(self.num_tokens / seconds),
             "validation": self.curve,
+            "log": [
+                {"step": entry["step"], shown: entry[name]}
+                for entry in self.state.log_history
+                for name, shown in (("loss", "loss"), ("eval_NDCG@10", "NDCG@10"))
+                if name in entry
+            ],
             "refreshes": [
                 {name.removeprefix("sids/"): value for name, value in entry.items()}
                 for entry in self.state.log_history

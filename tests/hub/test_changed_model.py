@@ -104,7 +104,7 @@ def test_a_changed_model_is_measured_anew(changed, shop, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((changed / "metrics.json").read_text())
     assert metrics["model_sha256"] == model_sha256(changed)
-    lists = (changed / "run.jsonl").read_text().splitlines()
+    lists = (report.lists_folder(changed) / "run.jsonl").read_text().splitlines()
     assert len(lists) == metrics["test"][report.TTDS]["users"]
     assert not any('"new"' in line for line in lists), "what is measured is the data's items"
     card = model_files(changed, "org/name")["README.md"].decode()

@@ -16,14 +16,15 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from recipes.config import RerankerOptions, TTDSArguments, TTDSTrainingArguments
+from recipes.config import RerankerOptions, TTDSArguments
 from recipes.data.tables import write_data
 from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY
-from recipes.hub.card import card, data_facts, shown_name
+from recipes.hub.card import CITATION, card, data_facts, shown_name
 from recipes.hub.files import PublishError, model_files
 from recipes.hub.publishing import take_over_push
 from recipes.ranking import reranker
+from recipes.tuning.arguments import TTDSTrainingArguments
 from tests.conftest import ROOT, altered
 from tests.hub_server import READ_ONLY, TOKEN, HubServer
 
@@ -66,7 +67,9 @@ def folder(built, split, shop, options, tmp_path_factory):
     }
     report.write_json(folder / "metrics.json", facts | rows)
     for row, found in lists.items():
-        report.write_run(folder / report.run_file(row, lists), split, "test", found)
+        report.write_run(
+            report.lists_folder(folder) / report.run_file(row, lists), split, "test", found
+        )
     for name, content in LITTER.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
@@ -370,9 +373,17 @@ def test_card_reports_what_was_measured_and_nothing_else(folder):
     parsed = ModelCard(text)
     row = metrics["test"]["TTDS"]
     found = {result.metric_name: result.metric_value for result in parsed.data.eval_results}
-    assert found == {name: row[name] for name in found} and {"NDCG@10", "HR@10"} <= found.keys()
+    assert (
+        found == {name: round(row[name], 4) for name in found}
+        and {"NDCG@10", "HR@10"} <= found.keys()
+    )
     assert parsed.data.model_name == "name" and parsed.data.library_name == "transformers"
     assert parsed.data.license == "apache-2.0" and parsed.data.datasets is None
+    assert parsed.data.pipeline_tag == "text-generation" and parsed.data.language == "en"
+    assert "HR@10, rare" in text and "cold" not in text.replace("benchmarks.cold_start", "").lower()
+    assert f"{metrics['test']['TTDS']['cold_HR@10']:.4f} for them" in text
+    assert "0.2 minutes in all" in text and "## When not to use it" in text
+    assert "training.png" not in text, "no picture lies there"
     for name, row in metrics["test"].items():
         assert re.search(rf"^\| {re.escape(name)} \| {row['HR@5']:.4f} \|", text, re.M)
     measured = {f"{v:.4f}" for row in metrics["test"].values() for v in row.values()}
@@ -408,11 +419,24 @@ def test_card_of_other_peoples_data_claims_no_licence(folder):
     assert "Validation split" in text and "None" not in text and "re-ranker join" not in text
 
 
+def test_card_and_citation_file_name_the_same_paper():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["version"] == project["version"]
+    paper = cited["preferred-citation"]
+    bibtex = " ".join(CITATION.split())
+    names = [f"{who['given-names']} {who['family-names']}" for who in paper["authors"]]
+    assert f"author = {{{' and '.join(names)}}}" in bibtex
+    assert f"title = {{{paper['title']}}}" in bibtex and f"{{{paper['year']}}}" in bibtex
+    assert paper["identifiers"][0]["value"].removeprefix("arXiv:") in bibtex
+
+
 def test_licence_is_read_from_the_data_sets_own_card(shop, tmp_path):
     assert data_facts(str(tmp_path), shop.data)["license"] is None
-    (tmp_path / "README.md").write_text("---\nlicense: cc0-1.0\n---\n")
+    (tmp_path / "README.md").write_text("---\nlicense: cc0-1.0\nlanguage: [de, en]\n---\n")
     facts = data_facts(str(tmp_path), shop.data)
     assert facts["license"] == "cc0-1.0" and not facts["on_hub"]
+    assert facts["language"] == ["de", "en"]
     assert facts["users"] == 150 and facts["interactions"] == sum(map(len, shop.data.histories))
 
 

@@ -1,0 +1,53 @@
+"""The command line of a run: our options, TRL's, and a YAML file below both."""
+
+import sys
+from dataclasses import dataclass, fields
+
+import yaml
+from trl import ModelConfig, SFTConfig, TrlParser
+
+from recipes.config import TrainingOptions, TTDSArguments
+from recipes.errors import HelpFormatter, refuse_unknown
+
+
+@dataclass
+class TTDSTrainingArguments(TrainingOptions, SFTConfig):
+    """`SFTConfig` with the defaults of the demo."""
+
+
+class _Parser(TrlParser):
+    def error(self, message):
+        raise ValueError(message[:1].upper() + message[1:].rstrip(".") + ".")
+
+
+def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig]:
+    """Read the command line above the YAML file that `--config` names.
+
+    Raises:
+        ValueError: An option is unknown or its value wrong, or the file cannot be read.
+    """
+    groups = [part.default_factory for part in fields(TTDSArguments)]
+    parser = _Parser(
+        (*groups, TTDSTrainingArguments, ModelConfig),
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        usage="python recipes/sft.py [--config FILE] [--OPTION VALUE ...]",
+    )
+    if {"--help-all", "--help_all"} & set(sys.argv[1:]):
+        parser.print_help()
+        raise SystemExit
+    if sys.argv[-1] == "--config":
+        raise ValueError("`--config` names no file; write --config FILE.")
+    try:
+        *parts, training, model_config, in_file, unknown = parser.parse_args_and_config(
+            return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
+        raise ValueError(str(error)) from None
+    refuse_unknown(parser, [*unknown, *in_file])
+    if training.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {training.n_gpu} GPUs; start one per GPU by `accelerate launch "
+            "--config_file recipes/accelerate/ddp.yaml`, or name one by CUDA_VISIBLE_DEVICES=0."
+        )
+    return TTDSArguments(*parts), training, model_config
