@@ -205,7 +205,7 @@ class RerankerOptions(_Group):
     min_pair_users: int = _option(1, "Least users behind a pair of items that the memory keeps.")
     cold_item_dropout: float = _option(
         0.25,
-        "How often the fits of priors and re-ranker see a user as if a fifth of the items were new.",
+        "How often the fits of priors and re-ranker see a fifth of the items as if they were new.",
     )
 
     def __post_init__(self):
