@@ -389,9 +389,11 @@ class TTDSConstraint(LogitsProcessor):
         found = scores.gather(1, tokens).float().masked_fill(~real, -torch.inf).log_softmax(-1)
         if self.candidates is not None:
             # As in `beam_search`: what may not appear keeps its share of the probability.
-            batch = len(self.candidates.places)
-            by_prompt = children.view(batch, -1, children.shape[1])
-            legal = (self.candidates.count(by_prompt, depth + 1) > 0).view_as(children)
+            num_prompts = len(self.candidates.places)
+            prompt = torch.arange(num_prompts, device=children.device)
+            prompt = prompt.repeat_interleave(children.numel() // num_prompts)
+            count = self.candidates.count(children.flatten(), depth + 1, prompt)
+            legal = (count > 0).view_as(children)
             if depth == 0:
                 self._check_some(legal & real)
             found = found.masked_fill(~legal, -torch.inf)
