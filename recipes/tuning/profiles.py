@@ -71,7 +71,7 @@ def profile_loss(model: TTDSForCausalLM, histories: list[np.ndarray]) -> Tensor:
         model: The model.
         histories: Item rows per user, oldest first.
     """
-    rows = [torch.from_numpy(np.asarray(history, dtype=np.int64)) for history in histories]
+    rows = [torch.tensor(history, dtype=torch.long) for history in histories]
     items = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
     items = items.to(model.device)
     before, targets = items[:, :-1], items[:, 1:]
