@@ -6,6 +6,11 @@ All options of `recipes/sft.py` hold. Rows are made beforehand, so what is timed
 and optimizer. Seconds are those of the processor: others may use the machine meanwhile.
 """
 
+from recipes.config import answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # what is imported below takes seconds
+
 import copy
 import time
 from dataclasses import fields
@@ -18,12 +23,12 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.result import write_result
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from recipes.config import TTDSTrainingArguments, parse_arguments
 from recipes.data.load import load_data
 from recipes.data.split import split_data
 from recipes.errors import one_sentence
 from recipes.index.embeddings import embed_items, given_text_embeddings
 from recipes.index.refresh import build_sid_table
+from recipes.tuning.arguments import TTDSTrainingArguments, parse_arguments
 from recipes.tuning.build import build_model, build_tokenizer
 from recipes.tuning.examples import EpochSampler, Examples, UserStates
 from recipes.tuning.trainer import TTDSTrainer

@@ -148,7 +148,7 @@ class ExampleOptions(_Group):
 
     max_history: int = _option(20, "How many of the newest items a prompt shows.")
     sliding_windows: bool = _option(
-        False, "A row per position of a history, not one sequence per user."
+        False, "One row per position of a history, not one sequence per user."
     )
     item_dropout: float = _option(0.0, "Share of items left out of packed sequences at random.")
     user_tokens: bool = _option(True, "Name the user by SID tokens in the next-item prompt.")
