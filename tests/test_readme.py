@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from benchmarks.first_minute import first_block, printed
 from benchmarks.result import results
@@ -77,13 +78,15 @@ def test_options_the_readme_names_exist():
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
     known |= {"output", "filter", "help", "lists"}
     known |= {"dry_run", "include_user_lists", "allow_rare_pairs", "space", "repo_id"}
-    known |= {"num_processes", "num_machines", "machine_rank", "main_process_ip", "filter"}
-    known |= {"main_process_port", "num_cpu_threads_per_process", "use_cpu", "index"}
-    known |= {"output_dir", "lora_r", "lora_alpha", "name", "method", "allow_other_data", "top_k"}
+    known |= {"index_url", "lora_r", "lora_alpha"}  # of pip, of TRL
+    known |= {option.lstrip("-") for option in launch_command_parser()._option_string_actions}
+    for folder in ("recipes", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            known |= set(re.findall(r'add_argument\(\s*"--(\w+)"', file.read_text("utf-8")))
     for document in DOCUMENTS:
         text = re.sub(r"<!--.*?-->", "", TABLE.sub("", document.read_text("utf-8")))
         text = re.sub(r"^```text\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-        named = set(re.findall(r"(?<![\w-])--([a-z_]+)", text))
+        named = {name.replace("-", "_") for name in re.findall(r"(?<![\w-])--([a-z_-]+)", text)}
         assert named <= known, f"{document.name}: {named - known}"
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from recipes.config import parse_arguments
 from recipes.errors import Parser
 from recipes.tuning.tasks import ITEM_TASKS, USER_TASKS
 from tests.conftest import ROOT, altered, build_model, build_tokenizer
@@ -97,7 +96,7 @@ def test_command_parses(command, monkeypatch, stop_after_parsing):
         if "--help" in arguments:
             return
         monkeypatch.setattr("sys.argv", [script, *arguments, "--use_cpu", "true"])
-        parse_arguments()
+        runpy.run_path(script, run_name="read")["parse_arguments"]()
     elif script == "app.py":
         assert (ROOT / script).is_file() and len(arguments) == 1
     elif script in ("venv", "recipes.tuning.tasks"):
