@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mixins floors quality tables
+.PHONY: help demo test mixins floors quality tables docs
 
 help:            ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,5 +46,10 @@ quality: .venv/installed   ## lint and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-tables: .venv/installed   ## write the tables of README and docs from benchmarks/results
+tables: .venv/installed   ## write tables and plots of README and docs from benchmarks/results
 	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.full_tables
+	$(BIN)/python -m benchmarks.plots
+
+docs: .venv/installed    ## build the site into outputs/site; a dead link fails
+	$(BIN)/mkdocs build --strict

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     )
     parser.parse_args()
 
+import inspect
 import re
 import statistics
 from collections import defaultdict
@@ -20,7 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.result import best_baseline, order, ranking_runs, results
-from recipes.evaluation.report import RERANKER_ONLY, TTDS
+from benchmarks.values import is_old, with_values
+from recipes.evaluation.report import LM_ONLY, RERANKER_ONLY, TTDS
+from recipes.tuning.tasks import ITEM_TASKS, USER_TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,13 +40,8 @@ ORDER = (
     "SASRec, full cross-entropy", "TIGER, static text SIDs", "TIGER (cornac)", "RPG (cornac)",
     "SASRec (RecTools)", "popularity", "oracle",
 )  # fmt: skip
-# HR@10 and NDCG@10 that were set before anything was measured.
-TARGETS = {
-    "scientific": {"due": (0.185, 0.122), "reach": (0.198, 0.131)},
-    "beauty": {"due": (0.118, 0.073), "reach": (0.127, 0.078)},
-    "toys": {"due": (0.137, 0.088), "reach": (0.147, 0.094)},
-    "sports": {"due": (0.070, 0.041), "reach": (0.074, 0.044)},
-}
+DATASETS = ("scientific", "beauty", "toys", "sports")
+OLD = "¹"  # marks rows of version 0.1
 EMPTY = "No result yet."
 
 
@@ -186,28 +184,44 @@ def compare_table(rows: list[dict]) -> str:
     return markdown([*heads, "NDCG@10", "relative", "≤ 0"], lines)
 
 
-def targets_table(rows: list[dict]) -> str:
-    """Return what was reached beside two baselines, what was due and what was hoped for."""
-    lines = []
-    for dataset, targets in TARGETS.items():
+def summary_table(rows: list[dict]) -> str:
+    """Return four rows a data set: ours, what it is made of, and the best that is no part of it."""
+    lines, old = [], False
+    for dataset in DATASETS:
         methods = ranking_runs(rows, dataset)
         best = best_baseline(methods)
-        values = {
-            method: [measured(methods.get(method, []), m) for m in ("HR@10", "NDCG@10")]
-            for method in (TTDS, RERANKER_ONLY, best)
-        }
-        cells = [" / ".join(map(over_seeds, v)) if all(v) else EMPTY for v in values.values()]
-        if best:
-            cells[2] += f" ({best})"
-        margins = [
-            f"{statistics.mean(ours) / statistics.mean(theirs) - 1:+.1%}"
-            for ours, theirs in zip(values[TTDS], values[best], strict=True)
-            if ours and theirs
-        ]
-        aims = [f"{hits:.3f} / {gain:.3f}" for hits, gain in targets.values()]
-        lines.append([dataset, *cells, " / ".join(margins), *aims])
-    heads = ["HR@10 / NDCG@10", "TTDS", RERANKER_ONLY, "best other baseline", "TTDS above it"]
-    return markdown([*heads, "due", "reach"], lines)
+        for method in (TTDS, LM_ONLY, RERANKER_ONLY, best or "best baseline"):
+            runs = methods.get(method, [])
+            old |= is_old(runs)
+            cells = [over_seeds(measured(runs, m), ".3f") or EMPTY for m in ("HR@10", "NDCG@10")]
+            name = method + OLD * is_old(runs) + " (best baseline)" * (method == best)
+            lines.append([dataset, name, *cells])
+    table = markdown(["data set", "", "HR@10", "NDCG@10"], lines)
+    return f"{table}\n\n{OLD} Version 0.1, not measured anew yet." if old else table
+
+
+def cost_table(rows: list[dict]) -> str:
+    """Return what a run of TTDS takes: users, items, minutes and memory, on which machine."""
+    lines, old = [], False
+    for size in sorted((row for row in rows if "data" in row), key=lambda row: row["users"]):
+        runs = ranking_runs(rows, size["data"]).get(TTDS)
+        if runs:
+            old |= is_old(runs)
+            minutes = statistics.mean(run["seconds"] for run in runs) / 60
+            gigabytes = max(run["peak_memory_mb"] for run in runs) / 1000
+            counts = [f"{size[name]:,}" for name in ("users", "items", "interactions")]
+            name = size["data"] + OLD * is_old(runs)
+            cost = [f"{minutes:.0f}", f"{gigabytes:.1f}", runs[0]["hardware"]]
+            lines.append([name, *counts, *cost])
+    heads = ["data set", "users", "items", "interactions", "minutes", "GB", "on"]
+    table = markdown(heads, lines)
+    return f"{table}\n\n{OLD} Version 0.1, not measured anew yet." if old else table
+
+
+def first_minute_output(rows: list[dict]) -> str:
+    """Return what the README's Python prints on the model of `make demo`."""
+    row = next((row for row in rows if "first_minute" in row), None)
+    return f"```text\n{row['first_minute']['output'] if row else EMPTY}\n```"
 
 
 def sids_table(dataset: str, rows: list[dict]) -> str:
@@ -327,8 +341,17 @@ def cold_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def tasks_table() -> str:
+    """Return what every tuning task asks, as its docstring says it."""
+    lines = []
+    for name, task in (USER_TASKS | ITEM_TASKS).items():
+        said, _, example = inspect.getdoc(task).partition("\n\n")
+        lines.append([f"`{name}`", " ".join(said.split()), f"`{' '.join(example.split())}`"])
+    return markdown(["task", "", "for example"], lines)
+
+
 def filled(text: str, rows: list[dict]) -> str:
-    """Return a document with the tables between its markers made anew.
+    """Return a document with the tables between its markers and the figures in it made anew.
 
     Args:
         text: The document.
@@ -338,10 +361,11 @@ def filled(text: str, rows: list[dict]) -> str:
         "sids": sids_table, "ranking": ranking_table, "ablation": ablation_table,
         "forms": form_table, "cold": cold_table, "decoding": decoding_table,
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
-        "targets": targets_table,
+        "summary": summary_table, "cost": cost_table, "first minute": first_minute_output,
+        "tasks": lambda rows: tasks_table(),
     }  # fmt: skip
     for name in re.findall(r"<!-- table: (.+?) -->", text):
-        kind, _, dataset = name.partition(" ")
+        kind, dataset = (name, "") if name in makers else name.split(" ")
         table = makers[kind](*[dataset] * bool(dataset), rows)
         text = re.sub(
             rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)",
@@ -349,7 +373,7 @@ def filled(text: str, rows: list[dict]) -> str:
             text,
             flags=re.DOTALL,
         )
-    return text
+    return with_values(text, rows)
 
 
 def main() -> None:

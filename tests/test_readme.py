@@ -4,7 +4,9 @@ import json
 import re
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
+from benchmarks.first_minute import first_block, printed
 from benchmarks.result import results
 from benchmarks.tables import filled
 from recipes.config import ExampleOptions, TTDSArguments
@@ -16,23 +18,60 @@ from tests.conftest import altered, build_model, build_tokenizer
 from tests.test_layout import STAGES
 
 README = (ROOT / "README.md").read_text("utf-8")
-TREE = re.findall(r"```\n(recipes/ .*?)```", README, re.DOTALL)[0]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+TREE = re.findall(r"```\n(recipes/ .*?)```", ARCHITECTURE, re.DOTALL)[0]
+TABLE = re.compile(r"<!-- table: .*?<!-- end -->", re.DOTALL)
+DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
-def test_python_of_the_readme_runs(split, states, options, tmp_path, monkeypatch):
+SHOWN = r" *-\d+\.\d\d  \S.*"  # a log-probability and a title
+
+
+def first_minute():
+    """Return what `benchmarks.first_minute` recorded."""
+    found = [row["first_minute"] for row in results() if "first_minute" in row]
+    if not found:
+        pytest.skip("no result yet; run `make demo` and `python -m benchmarks.first_minute`")
+    return found[0]
+
+
+def save_demo(folder, split, states, options):
+    """Save a small model, tuned on no task but able to be asked all, as the demo."""
     settings = altered(options, tasks={task: 0.1 for task in USER_TASKS | ITEM_TASKS})
     tokenizer = build_tokenizer(split, settings, None)
     model = build_model(split, states, tokenizer, settings, None, seed=0)
     model.share_sid_table()
-    model.save_pretrained(tmp_path / "outputs" / "demo")
-    tokenizer.save_pretrained(tmp_path / "outputs" / "demo")
+    model.save_pretrained(folder / "outputs" / "demo")
+    tokenizer.save_pretrained(folder / "outputs" / "demo")
+
+
+def test_python_of_the_readme_runs(split, states, options, tmp_path, monkeypatch):
+    save_demo(tmp_path, split, states, options)
     monkeypatch.chdir(tmp_path)
-    names = {}
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks:
-        exec(block, names)  # noqa: S102
-    assert len(names["kettles"][0]) == 3
+    lines = printed(first_block()).splitlines()
+    assert len(first_block().strip().splitlines()) == 6 and len(lines) == 5
+    # A small model prints what the README shows in form: a log-probability and a title.
+    for line in lines:
+        assert re.fullmatch(SHOWN, line), line
+
+
+def test_the_readme_prints_what_the_demo_printed():
+    recorded = first_minute()
+    assert first_block() == recorded["code"], "run `python -m benchmarks.first_minute` again"
+    assert f"```text\n{recorded['output']}\n```" in README
+    for line in recorded["output"].splitlines():
+        assert re.fullmatch(SHOWN, line), line
+
+
+def test_the_demo_prints_what_the_readme_shows(monkeypatch):
+    recorded = first_minute()
+    file = ROOT / "outputs" / "demo" / "metrics.json"
+    if not file.is_file():
+        pytest.skip("no outputs/demo; `make demo` trains it")
+    if json.loads(file.read_text("utf-8"))["model_sha256"] != recorded["model_sha256"]:
+        pytest.skip("outputs/demo was trained on another machine or by other code")
+    monkeypatch.chdir(ROOT)
+    assert printed(recorded["code"]) == recorded["output"]
 
 
 def test_the_demo_answers_every_question_the_readme_asks():
@@ -51,13 +90,21 @@ def test_options_the_readme_names_exist():
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
     known |= {"output", "filter", "help", "lists"}
     known |= {"dry_run", "include_user_lists", "allow_rare_pairs", "space", "repo_id"}
-    text = re.sub(r"<!-- table: .*?<!-- end -->", "", README, flags=re.DOTALL)
-    named = set(re.findall(r"--([a-z_]+)", text))
-    assert named <= known, named - known
+    known |= {"index_url", "lora_r", "lora_alpha"}  # of pip, of TRL
+    known |= {option.lstrip("-") for option in launch_command_parser()._option_string_actions}
+    for folder in ("recipes", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            known |= set(re.findall(r'add_argument\(\s*"--(\w+)"', file.read_text("utf-8")))
+    for document in DOCUMENTS:
+        text = re.sub(r"<!--.*?-->", "", TABLE.sub("", document.read_text("utf-8")))
+        text = re.sub(r"^```text\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        named = {name.replace("-", "_") for name in re.findall(r"(?<![\w-])--([a-z_-]+)", text)}
+        assert named <= known, f"{document.name}: {named - known}"
 
 
 def test_mappings_are_read_from_the_command_line(monkeypatch):
-    shown = re.findall(r"`--(tasks|column_map) '(.+?)'`", README)
+    text = "".join(document.read_text("utf-8") for document in DOCUMENTS)
+    shown = re.findall(r"--(tasks|column_map) '(.+?)'", text)
     assert {name for name, _ in shown} == {"tasks", "column_map"}
     for name, text in shown:
         monkeypatch.setattr("sys.argv", ["sft.py", f"--{name}", text])
@@ -83,7 +130,7 @@ def test_files_the_readme_names_exist():
 
 
 def test_files_the_documents_name_exist():
-    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+    for document in DOCUMENTS:
         text = document.read_text("utf-8")
         for name in re.findall(
             r"`((?:recipes|modeling_ttds|benchmarks|docs|tests)/[\w./-]+)`", text
@@ -91,19 +138,17 @@ def test_files_the_documents_name_exist():
             assert (ROOT / name).exists(), f"{document.name}: {name}"
 
 
-def test_every_module_stands_in_the_readme():
+def test_every_module_is_in_the_architecture():
     named = set(re.findall(r"\b[a-z0-9_]+\.py\b", TREE))
     for package in ("recipes", "modeling_ttds"):
         modules = {file.name for file in (ROOT / package).rglob("*.py")} - {"__init__.py"}
         assert modules <= named, modules - named
 
 
-def test_the_readme_shows_the_stages_in_the_order_of_the_imports():
+def test_the_architecture_shows_the_stages_in_the_order_of_the_imports():
     shown = [name for name in re.findall(r"^  ([a-z]+)/", TREE, re.MULTILINE) if name in STAGES]
     assert shown == list(STAGES[1:])
-    picture = re.findall(
-        r"recipes/([a-z]+)", README.split("## Files")[0].split("## How it works")[1]
-    )
+    picture = re.findall(r"recipes/([a-z]+)", ARCHITECTURE.split("## Files")[0])
     walked = [name for name in dict.fromkeys(picture) if name in STAGES]
     assert sorted(walked, key=STAGES.index) == walked
 
@@ -116,5 +161,5 @@ def test_results_say_how_they_were_made():
 
 
 def test_tables_are_those_of_the_results():
-    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for file in DOCUMENTS:
         assert filled(file.read_text("utf-8"), results()) == file.read_text("utf-8"), file.name

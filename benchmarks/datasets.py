@@ -1,0 +1,31 @@
+"""Count users, items and interactions of a data set, for the tables of what a run costs.
+
+python -m benchmarks.datasets --name toyshop
+python -m benchmarks.datasets --name scientific --dataset_name FOLDER
+"""
+
+import argparse
+import time
+
+from benchmarks.result import write_result
+from recipes.config import DataOptions
+from recipes.data.load import load_data
+from recipes.hub.card import data_facts
+
+
+def main() -> None:
+    """Read the data set and write its counts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--name", required=True, help="name of the data set in the results")
+    parser.add_argument("--dataset_name", help="its folder; the generated data set by default")
+    arguments = parser.parse_args()
+    begun = time.perf_counter()
+    data, _ = load_data(DataOptions(dataset_name=arguments.dataset_name), seed=0)
+    facts = data_facts(arguments.dataset_name, data)
+    content = {name: facts[name] for name in ("users", "items", "interactions")}
+    content = {"data": arguments.name, "data_sha256": data.sha256} | content
+    write_result(f"data-{arguments.name}", 0, time.perf_counter() - begun, content)
+
+
+if __name__ == "__main__":
+    main()
