@@ -141,16 +141,22 @@ def child_log_probs(
     else:
         query = plain_query(history.profiles[:, 0])[users]
         logits = logits + pair_scores(query, first, count, depth + 1, table)
-    found = _log_softmax(logits, own, len(parents))
+    found = log_softmax(logits, own, len(parents))
     if priors is not None:
         features = priors.of_pairs(found, below, own, nodes[parents], users, depth)
-        found = _log_softmax(model.prior_head(features, depth), own, len(parents))
+        found = log_softmax(model.prior_head(features, depth), own, len(parents))
     log_probs[several] = found.to(log_probs.dtype)
     return owner, children, log_probs
 
 
-def _log_softmax(logits: Tensor, owner: Tensor, number: int) -> Tensor:
-    """Return the log-softmax among the logits of each owner, (num_logits,)."""
+def log_softmax(logits: Tensor, owner: Tensor, number: int) -> Tensor:
+    """Return the log-softmax among the logits of each owner, (num_logits,).
+
+    Args:
+        logits: The logits, (num_logits,).
+        owner: Whom each belongs to, (num_logits,).
+        number: How many owners there are.
+    """
     highest = logits.new_full((number,), -torch.inf).scatter_reduce_(0, owner, logits, "amax")
     shifted = logits - highest[owner]
     return shifted - logits.new_zeros(number).index_add_(0, owner, shifted.exp()).log()[owner]

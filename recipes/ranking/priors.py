@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 
-from modeling_ttds.generation_ttds import TTDSPrefix
+from modeling_ttds.generation_ttds import TTDSPrefix, log_softmax
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.priors_ttds import TTDSPriorHead
 from modeling_ttds.recommendation_ttds import pad_rows
+from modeling_ttds.trie_ttds import spread
 from recipes.data.split import Split
 
 
@@ -18,18 +19,26 @@ from recipes.data.split import Split
 class NodeChoices:
     """At one level, the children of the node on each user's way, and which one was chosen.
 
+    Children of all users are laid end to end; an only child is no choice, so its user has none.
+
     Args:
-        features: (num_users, num_children, num_features).
-        real: Which of the children are there, (num_users, num_children).
-        chosen: Which one leads to the target, (num_users,).
+        features: (num_children, num_features).
+        first: Where each user's children begin, and where the last one's end, (num_users + 1,).
+        chosen: Which of its children leads to the user's target, (num_users,).
     """
 
     features: Tensor
-    real: Tensor
+    first: Tensor
     chosen: Tensor
 
+    def __len__(self) -> int:
+        return len(self.chosen)
+
     def __getitem__(self, users: Tensor) -> "NodeChoices":
-        return NodeChoices(self.features[users], self.real[users], self.chosen[users])
+        count = self.first.diff()[users]
+        _, children = spread(self.first[users], count)
+        first = F.pad(count.cumsum(0), (1, 0))
+        return NodeChoices(self.features[children], first, self.chosen[users])
 
 
 @torch.no_grad()
@@ -65,13 +74,12 @@ def node_choices(
             logits, children = model.node_logits(states, prefix.history, nodes, level)
             features = priors.features(logits.log_softmax(-1), children, nodes, level)
             child = trie.node_of(target, level + 1)
-            found[level].append(
-                NodeChoices(
-                    features[:, 0].cpu(),
-                    (logits > -torch.inf)[:, 0].cpu(),
-                    (child - children[..., 0])[:, 0].cpu(),
-                )
-            )
+            real = (logits > -torch.inf)[:, 0]
+            real &= (real.sum(1) > 1)[:, None]
+            begins = F.pad(real.sum(1).cumsum(0), (1, 0))
+            chosen = (child - children[..., 0])[:, 0]
+            parts = features[:, 0][real], begins, chosen
+            found[level].append(NodeChoices(*(part.cpu() for part in parts)))
             if level + 1 < trie.num_levels:
                 code = trie.codes[level + 1][child]
                 tokens = first + level * model.config.item_tower.num_codes + code
@@ -80,11 +88,10 @@ def node_choices(
 
 
 def _joined(parts: list[NodeChoices]) -> NodeChoices:
-    width = max(part.real.shape[1] for part in parts)
-    missing = [width - part.real.shape[1] for part in parts]
+    counts = torch.cat([part.first.diff() for part in parts])
     return NodeChoices(
-        torch.cat([F.pad(p.features, (0, 0, 0, m)) for p, m in zip(parts, missing, strict=True)]),
-        torch.cat([F.pad(p.real, (0, m)) for p, m in zip(parts, missing, strict=True)]),
+        torch.cat([part.features for part in parts]),
+        F.pad(counts.cumsum(0), (1, 0)),
         torch.cat([part.chosen for part in parts]),
     )
 
@@ -115,14 +122,14 @@ def fit_priors(
     torch.manual_seed(seed)
     head = TTDSPriorHead(len(choices))
     head.reset()
-    num_users = len(choices[0].chosen)
-    num_new = len(new[0].chosen) if new and cold_item_dropout else 0
+    num_users = len(choices[0])
+    num_new = len(new[0]) if new and cold_item_dropout else 0
     if num_new:
         choices = [_joined(list(both)) for both in zip(choices, new, strict=True)]
     for level, choice in enumerate(choices):
-        flat = choice.features[choice.real]
-        head.mean[level] = flat.mean(0)
-        head.std[level] = flat.std(0).clamp_min(1e-3)
+        if len(choice.features) > 1:
+            head.mean[level] = choice.features.mean(0)
+            head.std[level] = choice.features.std(0).clamp_min(1e-3)
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-2)
     steps = num_epochs * -(-num_users // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -156,13 +163,13 @@ def cross_fit_priors(
         num_folds: Number of folds; the n-th user is in the n-th of them, and so on around.
         seed: As of `fit_priors`.
     """
-    folds = torch.arange(len(choices[0].chosen)) % num_folds
+    folds = torch.arange(len(choices[0])) % num_folds
     fit = {"cold_item_dropout": cold_item_dropout, "seed": seed}
     heads = []
     for fold in range(num_folds):
         rest = (folds != fold).nonzero()[:, 0]
         parts = [
-            level and [choice[rest[rest < len(choice.chosen)]] for choice in level]
+            level and [choice[rest[rest < len(choice)]] for choice in level]
             for level in (choices, new)
         ]
         name = f"prior head, part {fold + 1} of {num_folds}"
@@ -177,9 +184,13 @@ def prior_loss(head: TTDSPriorHead, choices: list[NodeChoices]) -> Tensor:
         head: The head.
         choices: As of `node_choices`.
     """
-    return sum(
-        F.cross_entropy(
-            head(choice.features, level).masked_fill(~choice.real, -torch.inf), choice.chosen
-        )
-        for level, choice in enumerate(choices)
-    )
+    total = 0
+    for level, choice in enumerate(choices):
+        count = choice.first.diff()
+        users = count.nonzero()[:, 0]
+        if not len(users):
+            continue
+        owner, _ = spread(choice.first[users], count[users])
+        log_probs = log_softmax(head(choice.features, level), owner, len(users))
+        total = total - log_probs[choice.first[users] + choice.chosen[users]].sum()
+    return total / len(choices[0])
