@@ -98,7 +98,8 @@ def test_options_the_readme_names_exist():
     for document in DOCUMENTS:
         text = re.sub(r"<!--.*?-->", "", TABLE.sub("", document.read_text("utf-8")))
         text = re.sub(r"^```text\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-        named = {name.replace("-", "_") for name in re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", text)}
+        named = re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", text)
+        named = {name.replace("-", "_") for name in named}
         assert named <= known, f"{document.name}: {named - known}"
 
 
