@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
@@ -303,6 +304,7 @@ class TTDSTrainer(SFTTrainer):
 
     def tune(self) -> dict[str, object]:
         """Tune from the start or from where a run stopped; return `report`."""
+        disable_progress_bar()  # of every checkpoint's shards, which would be drawn below our own
         self.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
         return self.report()
 
