@@ -5,6 +5,18 @@ python -m benchmarks.datasets --name scientific --dataset_name FOLDER
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--name", required=True, help="Name of the data set in the results.")
+    parser.add_argument("--dataset_name", help="Its folder; the generated data set by default.")
+    ARGUMENTS = parser.parse_args()
+
+
 import time
 
 from benchmarks.result import write_result
@@ -15,16 +27,12 @@ from recipes.hub.card import data_facts
 
 def main() -> None:
     """Read the data set and write its counts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--name", required=True, help="name of the data set in the results")
-    parser.add_argument("--dataset_name", help="its folder; the generated data set by default")
-    arguments = parser.parse_args()
     begun = time.perf_counter()
-    data, _ = load_data(DataOptions(dataset_name=arguments.dataset_name), seed=0)
-    facts = data_facts(arguments.dataset_name, data)
+    data, _ = load_data(DataOptions(dataset_name=ARGUMENTS.dataset_name), seed=0)
+    facts = data_facts(ARGUMENTS.dataset_name, data)
     content = {name: facts[name] for name in ("users", "items", "interactions")}
-    content = {"data": arguments.name, "data_sha256": data.sha256} | content
-    write_result(f"data-{arguments.name}", 0, time.perf_counter() - begun, content)
+    content = {"data": ARGUMENTS.name, "data_sha256": data.sha256} | content
+    write_result(f"data-{ARGUMENTS.name}", 0, time.perf_counter() - begun, content)
 
 
 if __name__ == "__main__":

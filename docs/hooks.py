@@ -49,11 +49,11 @@ def at_home(text: str) -> str:
 
 def options() -> str:
     """Return a table per group of options."""
-    from recipes.config import TTDSArguments
+    from recipes.config import TrainingOptions, TTDSArguments
 
     parts = []
-    for part in fields(TTDSArguments):
-        group = part.default_factory
+    groups = [part.default_factory for part in fields(TTDSArguments)]
+    for group in (*groups, TrainingOptions):
         shown = group()
         lines = [
             f"## {group._argument_group_name.capitalize()}",

@@ -45,10 +45,9 @@ def save_demo(folder, split, states, options):
     tokenizer.save_pretrained(folder / "outputs" / "demo")
 
 
-def test_python_of_the_readme_runs(split, states, options, tmp_path, monkeypatch):
+def test_python_of_the_readme_runs(split, states, options, tmp_path):
     save_demo(tmp_path, split, states, options)
-    monkeypatch.chdir(tmp_path)
-    lines = printed(first_block()).splitlines()
+    lines = printed(first_block(), tmp_path).splitlines()
     assert len(first_block().strip().splitlines()) == 6 and len(lines) == 5
     # A small model prints what the README shows in form: a log-probability and a title.
     for line in lines:
@@ -63,15 +62,14 @@ def test_the_readme_prints_what_the_demo_printed():
         assert re.fullmatch(SHOWN, line), line
 
 
-def test_the_demo_prints_what_the_readme_shows(monkeypatch):
+def test_the_demo_prints_what_the_readme_shows():
     recorded = first_minute()
     file = ROOT / "outputs" / "demo" / "metrics.json"
     if not file.is_file():
         pytest.skip("no outputs/demo; `make demo` trains it")
     if json.loads(file.read_text("utf-8"))["model_sha256"] != recorded["model_sha256"]:
         pytest.skip("outputs/demo was trained on another machine or by other code")
-    monkeypatch.chdir(ROOT)
-    assert printed(recorded["code"]) == recorded["output"]
+    assert printed(recorded["code"], ROOT) == recorded["output"]
 
 
 def test_the_demo_answers_every_question_the_readme_asks():
