@@ -120,23 +120,21 @@ class TTDSRecall:
         self.query = profile(item_text, histories, 0.6) / TEXT_TEMPERATURE
         self.profile = profile(item_collaborative, histories, 0.6)
         self.most = cooccurrence.popularity[cooccurrence.popular(1)].sum().clamp_min(1)
-        self.total = self._total(sums[:, 0])
+        items = self.found.keys - self.found.users * self.found.num_items
+        transition = sums[:, 0] * allowed.may_appear(items, self.found.users)
+        self.transition = self.found.rows_of(transition[:, None])[..., 0]
+        self.total = self.transition.sum(1, keepdim=True) + self._rarely(self._popularity())
         self.nearest, self.log_total = nearest_texts(
             self.query, item_text, allowed, 2 * self.number, table
         )
 
-    def _total(self, transition: Tensor) -> Tensor:
-        """Return the sum of counts over what may appear, (batch, 1)."""
-        items = self.found.keys - self.found.users * self.found.num_items
-        transition = transition * self.allowed.may_appear(items, self.found.users)
-        total = transition.new_zeros(len(self.histories))
-        total.index_add_(0, self.found.users, transition)
+    def _popularity(self) -> Tensor:
+        """Return the summed popularity of what may appear, (batch, 1)."""
         popularity, allowed, trie = self.memory.popularity, self.allowed.allowed, self.allowed.trie
         every = popularity.sum() if allowed is None else popularity[allowed].sum()
         gone = self.allowed.places < len(trie.order)
         items = trie.order[self.allowed.places.clamp_max(len(trie.order) - 1)]
-        rest = every - (popularity[items] * gone).sum(1)
-        return (total + self._rarely(rest)).clamp_min(1e-12)[:, None]
+        return every - (popularity[items] * gone).sum(1, keepdim=True)
 
     def _rarely(self, popularity: Tensor) -> Tensor:
         # What popularity adds to counts, so that there is an order where nothing was counted.
@@ -154,7 +152,7 @@ class TTDSRecall:
         """
         transition = self.found.at(items, self.statistics[:, :1])[..., 0]
         counts = transition + self._rarely(self.memory.popularity[items])
-        return counts * self._may_appear(items) / self.total
+        return counts * self._may_appear(items) / self.total.clamp_min(1e-12)
 
     def text(self, items: Tensor) -> Tensor:
         """Return the softmax over the catalogue of likeness of text, (batch, num_candidates).
@@ -171,14 +169,14 @@ class TTDSRecall:
         They are sought among the best neighbours of the history, the nearest texts and the most
         popular items.
         """
-        neighbours = self.found.rows_of(self.statistics[:, :1])[..., 0]
-        best = neighbours.topk(min(2 * self.number, neighbours.shape[1]), dim=1).indices
+        width = min(2 * self.number, self.transition.shape[1])
+        best = self.transition.topk(width, dim=1).indices
         sought = [self.found.items.gather(1, best), self.nearest]
         popular = self.memory.popular(self.number + self.allowed.places.shape[1])
         if self.allowed.allowed is not None:
             popularity = self.memory.popularity.masked_fill(~self.allowed.allowed, -1)
             popular = popularity.topk(len(popular)).indices
-        sought.append(popular.expand(len(neighbours), -1))
+        sought.append(popular.expand(len(best), -1))
         items = torch.cat(sought, 1).sort(1).values
         real = (items >= 0) & self._may_appear(items.clamp_min(0))
         real[:, 1:] &= items[:, 1:] != items[:, :-1]
