@@ -43,6 +43,7 @@ ORDER = (
 DATASETS = ("scientific", "beauty", "toys", "sports")
 OLD = "¹"  # marks rows of version 0.1
 EMPTY = "No result yet."
+WAYS = ("default", "without re-ranker", "language model only")  # of `benchmarks.decoding`
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -255,7 +256,33 @@ def decoding_table(rows: list[dict]) -> str:
         f"{row['hardware']}. With 1,000,000 items: a trie of {big['trie_mb']} MB built in "
         f"{big['build_seconds']} s, {big['ratio']} times the time of 12,000 items."
     )
-    return "\n".join(lines)
+    return f"{sizes_table(row)}\n\n" + "\n".join(lines)
+
+
+def sizes_table(row: dict) -> str:
+    """Return milliseconds a user of `recommend`, memory, growth and load by size of catalogue."""
+    heads = ["items", "batch", *WAYS, "peak memory", "`add_items` of 1 / 10,000", "load"]
+    lines = []
+    for size in row.get("sizes", []):
+        for batch in (1, 64):
+            cells = [f"{size['num_items']:,}", str(batch)]
+            for way in WAYS:
+                found = size[f"{way}, batch {batch}"]
+                cells.append(f"{found['milliseconds']:.0f} ({found['processor_milliseconds']:.0f})")
+            cells += [
+                f"{size['peak_memory_mb'] / 1000:.1f} GB",
+                f"{size['add_item_seconds']:.2f} s / {size['add_10000_items_seconds']:.1f} s",
+                f"{size['load_seconds']:.1f} s",
+            ]
+            lines.append(cells)
+    if not lines:
+        return EMPTY
+    load = max(size["load_average"] for size in row["sizes"])
+    return (
+        f"{markdown(heads, lines)}\n\nMedian milliseconds a user by the clock and, in brackets, of "
+        f"the processor; one thread on {row['hardware']}, load average up to {load}. Growth and "
+        "load in seconds of the processor."
+    )
 
 
 def ablation_table(rows: list[dict]) -> str:

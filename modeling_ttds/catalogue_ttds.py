@@ -1,9 +1,9 @@
 """The catalogue of a model: its items by name, and how items join and leave it."""
 
 import copy
-import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from .arguments_ttds import as_item_ids, as_list
 from .cooccurrence_ttds import TTDSCooccurrence
+from .entries_ttds import TTDSEntries
 from .records_ttds import as_text, item_records
 from .sid_ttds import unique_sids
 from .text_ttds import encode_by_encoder, encode_with_transformer, item_text, normalised
@@ -33,20 +34,21 @@ class TTDSCatalogueMixin:
     """What `TTDSForCausalLM` knows of its items, and how items join and leave."""
 
     @property
-    def catalogue(self) -> list[dict[str, str]]:
+    def catalogue(self) -> TTDSEntries:
         """The items in row order: `item_id` and, where known, `title`, `brand`, `categories`."""
         return self._catalogue
 
     @catalogue.setter
-    def catalogue(self, entries: list[dict[str, str]]) -> None:
+    def catalogue(self, entries: Iterable[dict[str, str]]) -> None:
+        entries = entries if isinstance(entries, TTDSEntries) else TTDSEntries(entries)
         if len(entries) != len(self.item_sids):
             raise ValueError(
                 f"`catalogue` has {len(entries)} entries for {len(self.item_sids)} items."
             )
-        row_of = {}
-        for row, entry in enumerate(entries):
-            if row_of.setdefault(entry["item_id"], row) != row:
-                raise ValueError(f"`catalogue` holds the item {entry['item_id']!r} twice.")
+        row_of = dict(zip(entries.item_ids(), range(len(entries)), strict=True))
+        if len(row_of) < len(entries):
+            twice = Counter(entries.item_ids()).most_common(1)[0][0]
+            raise ValueError(f"`catalogue` holds the item {twice!r} twice.")
         self._catalogue, self.row_of = entries, row_of
 
     def write_catalogue(self, folder: str | os.PathLike) -> None:
@@ -58,7 +60,7 @@ class TTDSCatalogueMixin:
         file = Path(folder) / CATALOGUE_FILE
         scratch = file.with_suffix(".tmp")
         with scratch.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in self.catalogue)
+            lines.writelines(f"{line}\n" for line in self.catalogue.lines())
         scratch.replace(file)
 
     def read_catalogue(self, file: str | os.PathLike) -> None:
@@ -67,8 +69,8 @@ class TTDSCatalogueMixin:
         Args:
             file: The file.
         """
-        with open(file, encoding="utf-8") as lines:
-            self.catalogue = [json.loads(line) for line in lines]
+        text = Path(file).read_text(encoding="utf-8")
+        self.catalogue = TTDSEntries(text.removesuffix("\n").split("\n") if text else [])
 
     @property
     def tokenizer(self) -> TTDSTokenizer:
@@ -179,20 +181,26 @@ class TTDSCatalogueMixin:
             alone = ~collaborative.any(1)
             collaborative[alone] = self.collaborative_of_texts(text[alone])
             sids = self.sids_of_new(text, collaborative, taken=self.item_sids)
+            rows = {"item_sids": sids, "item_text": text, "item_collaborative": collaborative}
             tables = {
-                name: torch.cat([getattr(self, name), rows])
-                for name, rows in (
-                    ("item_sids", sids),
-                    ("item_text", text),
-                    ("item_collaborative", collaborative),
-                )
+                name: self._rooms[name].appended(getattr(self, name), more)
+                for name, more in rows.items()
             }
             first = len(self.row_of)
             row_of = self.row_of | {item: first + number for item, number in new.items()}
-            entries = self.catalogue + [{name: r[name] for name in FIELDS} for r in records]
+            entries = self.catalogue.extended([{n: r[n] for n in FIELDS} for r in records])
+            trie, moved = self.trie.extended(sids)
+            made = {"_trie": ([tables["item_sids"]], trie)}
+            if "_node_table" in self.__dict__:
+                embeddings = tables["item_text"], tables["item_collaborative"]
+                table = self.node_table.extended(trie, moved, embeddings)
+                parts = [trie, *embeddings, self.vector_projection]
+                made["_node_table"] = (parts, table)
             known = torch.arange(first, device=self.device)
             rows = F.pad(known, (0, len(records)), value=-1)
-            self._swap(tables, entries, row_of, rows, lambda memory: memory.extend(len(records)))
+            self._swap(
+                tables, entries, row_of, rows, lambda memory: memory.extend(len(records)), made
+            )
 
     def sids_of_new(self, text: Tensor, collaborative: Tensor, taken: Tensor) -> Tensor:
         """Return unique semantic IDs for items that join, (num_new, num_levels).
@@ -288,21 +296,24 @@ class TTDSCatalogueMixin:
                 name: getattr(self, name)[keep]
                 for name in ("item_sids", "item_text", "item_collaborative")
             }
-            entries = [entry for row, entry in enumerate(self.catalogue) if row not in gone]
-            row_of = {entry["item_id"]: row for row, entry in enumerate(entries)}
+            entries = self.catalogue.without(gone)
+            row_of = {item: row for row, item in enumerate(entries.item_ids())}
             rows = keep.nonzero()[:, 0]
-            self._swap(tables, entries, row_of, rows, lambda memory: memory.keep(keep))
+            made = {"_trie": ([tables["item_sids"]], TTDSTrie.build(tables["item_sids"]))}
+            self._swap(tables, entries, row_of, rows, lambda memory: memory.keep(keep), made)
 
     def _swap(
         self,
         tables: dict[str, Tensor],
-        entries: list[dict[str, str]],
+        entries: TTDSEntries,
         row_of: dict[str, int],
         rows: Tensor,
         change: Callable[[TTDSCooccurrence], None],
+        made: dict[str, tuple[list[Any], Any]],
     ) -> None:
         # What was there is replaced and never written into: who holds it keeps a state that is
-        # whole, and so does a model that shares it. `rows` says which row an item had before.
+        # whole, and so does a model that shares it. `rows` says which row an item had before,
+        # `made` holds what is made of the new tables, and of which parts.
         tokenizer = self.tokenizer if self.has_tokenizer else None
         parts: dict[str, Any] = dict(tables)
         if self.config.has_cooccurrence:
@@ -311,10 +322,12 @@ class TTDSCatalogueMixin:
             change(memory)
         if self.config.pair_dim:
             pairs = parts["node_pairs"] = copy.deepcopy(self.node_pairs)
-            pairs.follow(rows, self.trie, TTDSTrie.build(tables["item_sids"]))
+            pairs.follow(rows, self.trie, made["_trie"][1])
         with self.lock.swapping():
             for name, part in parts.items():
                 setattr(self, name, part)
+            for name, (of, value) in made.items():
+                self._hold(name, of, value)
             if self.config.has_cooccurrence:
                 self.config.cooccurrence_pairs = len(self.cooccurrence.others)
             if self.config.pair_dim:

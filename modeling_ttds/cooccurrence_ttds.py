@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .precision_ttds import TTDSFloat32
+from .trie_ttds import spread
 
 STATISTICS = ("transition", "follow", "cooccurrence")
 ITEM_STATISTICS = ("popularity", "late", "recent", "era")
@@ -28,7 +29,7 @@ class TTDSCooccurrence(TTDSFloat32):
     def __init__(self, num_items: int, num_pairs: int):
         super().__init__()
         self.register_buffer("starts", torch.zeros(num_items + 1, dtype=torch.long))
-        self.register_buffer("others", torch.zeros(num_pairs, dtype=torch.long))
+        self.register_buffer("others", torch.zeros(num_pairs, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(num_pairs, len(STATISTICS)))
         self.register_buffer("items", torch.zeros(num_items, len(ITEM_STATISTICS)))
         self.float()  # where a model is made in half precision too
@@ -37,20 +38,6 @@ class TTDSCooccurrence(TTDSFloat32):
     def popularity(self) -> Tensor:
         """How often each item occurs in training, (num_items,)."""
         return self.items[:, 0]
-
-    def scores(self, histories: Tensor, decays: tuple[float, ...]) -> Tensor:
-        """Sum each statistic over a history's items, (batch, num_items, num_statistics).
-
-        Args:
-            histories: Item rows, newest last, padded with -1, (batch, max_history).
-            decays: Per statistic, the weight of an item per step into the past.
-        """
-        batch, num_items = len(histories), len(self.items)
-        user, steps_back, pair = self._pairs(histories)
-        weights = torch.tensor(decays, device=histories.device).pow(steps_back[:, None])
-        flat = self.values.new_zeros(batch * num_items, len(STATISTICS))
-        flat.index_add_(0, user * num_items + self.others[pair], self.values[pair] * weights)
-        return flat.view(batch, num_items, -1)
 
     def neighbours(self, histories: Tensor, decays: tuple[float, ...]) -> tuple[Tensor, Tensor]:
         """Sum each statistic over a history's items, for the items that have any with one of them.
@@ -63,55 +50,30 @@ class TTDSCooccurrence(TTDSFloat32):
             Item rows, padded with -1, (batch, num_neighbours), and sums, 0 where padded, (batch,
             num_neighbours, num_statistics).
         """
-        user, steps_back, pair = self._pairs(histories)
-        weights = torch.tensor(decays, device=histories.device).pow(steps_back[:, None])
-        keys, place = (user * len(self.items) + self.others[pair]).unique(return_inverse=True)
-        sums = self.values.new_zeros(len(keys), len(STATISTICS))
-        sums.index_add_(0, place, self.values[pair] * weights)
-        users = keys // max(len(self.items), 1)
-        counts = users.bincount(minlength=len(histories))
-        column = torch.arange(len(keys), device=keys.device) - (counts.cumsum(0) - counts)[users]
-        shape = (len(histories), int(counts.max()) if len(keys) else 0)
-        items = histories.new_full(shape, -1)
-        items[users, column] = keys - users * len(self.items)
-        values = self.values.new_zeros(*shape, len(STATISTICS))
-        values[users, column] = sums
-        return items, values
-
-    def strongest(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each item's strongest transition from the history, and from how many there is one.
-
-        Args:
-            histories: Item rows, newest last, padded with -1, (batch, max_history).
-
-        Returns:
-            Two tensors (batch, num_items).
-        """
-        batch, num_items = len(histories), len(self.items)
-        user, _, pair = self._pairs(histories)
-        transition = self.values[pair, 0]
-        place = user * num_items + self.others[pair]
-        flat = self.values.new_zeros(2, batch * num_items)
-        flat[0].scatter_reduce_(0, place, transition, "amax")
-        flat[1].index_add_(0, place, (transition > 0).to(flat.dtype))
-        return tuple(flat.view(2, batch, num_items))
-
-    def _pairs(self, histories: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return batch row, steps back of the first item, and number of every pair that counts."""
-        real = histories >= 0
-        steps_back = real.flip(1).cumsum(1).flip(1) - 1
-        user, place = real.nonzero(as_tuple=True)
-        items = histories[user, place]
-        count = self.starts[items + 1] - self.starts[items]
-        entry = torch.repeat_interleave(torch.arange(len(items), device=items.device), count)
-        offset = torch.arange(len(entry), device=items.device)
-        offset = offset - (count.cumsum(0) - count)[entry]
-        return user[entry], steps_back[user, place][entry], self.starts[items][entry] + offset
+        found = TTDSNeighbours(self, histories)
+        return found.items, found.rows_of(found.sums(decays))
 
     def totals(self, items: Tensor) -> Tensor:
-        """Return the summed transition weight out of each item, shaped as `items`."""
-        running = F.pad(self.values[:, 0].cumsum(0), (1, 0))
-        return running[self.starts[items + 1]] - running[self.starts[items]]
+        """Return the summed transition weight out of each item, (num_items,).
+
+        Args:
+            items: Item rows, (num_items,).
+        """
+        owner, pair = spread(self.starts[items], self.starts[items + 1] - self.starts[items])
+        sums = self.values.new_zeros(len(items))
+        return sums.index_add_(0, owner, self.values[pair, 0])
+
+    def popular(self, number: int) -> Tensor:
+        """Return the items chosen most often, best first, (number,) or all of a smaller catalogue.
+
+        Args:
+            number: How many.
+        """
+        made_of, order = self.__dict__.get("_popular", (None, ()))
+        if made_of is not self.items or len(order) < min(number, len(self.items)):
+            order = self.popularity.topk(min(max(number, 1024), len(self.items))).indices
+            self.__dict__["_popular"] = self.items, order
+        return order[:number]
 
     def extend(self, num_new: int) -> None:
         """Add items that nothing is known of.
@@ -134,5 +96,82 @@ class TTDSCooccurrence(TTDSFloat32):
         row = items.long().cumsum(0) - 1
         counts = torch.bincount(row[first[stays]], minlength=int(items.sum()))
         self.starts = F.pad(counts.cumsum(0), (1, 0))
-        self.others, self.values = row[self.others[stays]], self.values[stays]
+        self.others, self.values = row[self.others[stays]].int(), self.values[stays]
         self.items = self.items[items]
+
+
+class TTDSNeighbours:
+    """The items that have a pair with one of a history's, for a batch of histories.
+
+    Args:
+        memory: The co-occurrence memory.
+        histories: Item rows, newest last, padded with -1 on the left, (batch, max_history).
+    """
+
+    def __init__(self, memory: TTDSCooccurrence, histories: Tensor):
+        self.values, self.num_items = memory.values, max(len(memory.items), 1)
+        real = histories >= 0
+        steps_back = real.flip(1).cumsum(1).flip(1) - 1
+        user, place = real.nonzero(as_tuple=True)
+        items = histories[user, place]
+        count = memory.starts[items + 1] - memory.starts[items]
+        entry, self.pair = spread(memory.starts[items], count)
+        self.steps_back = steps_back[user, place][entry]
+        keys = user[entry] * self.num_items + memory.others[self.pair]
+        # Distinct neighbours of all users, end to end, and which of them each pair leads to.
+        self.keys, self.place = keys.unique(return_inverse=True)
+        self.users = self.keys // self.num_items
+        counts = self.users.bincount(minlength=len(histories))
+        order = torch.arange(len(self.keys), device=keys.device)
+        self.column = order - (counts.cumsum(0) - counts)[self.users]
+        self.shape = (len(histories), int(counts.max()) if len(self.keys) else 0)
+        self.items = histories.new_full(self.shape, -1)
+        self.items[self.users, self.column] = self.keys - self.users * self.num_items
+
+    def sums(self, decays: tuple[float, ...], newest: int | None = None) -> Tensor:
+        """Sum each statistic over a history's items, (num_keys, num_statistics).
+
+        Args:
+            decays: Per statistic, the weight of an item per step into the past.
+            newest: How many of the newest items count; None for all.
+        """
+        weights = torch.tensor(decays, device=self.keys.device).pow(self.steps_back[:, None])
+        if newest is not None:
+            weights = weights * (self.steps_back < newest)[:, None]
+        sums = self.values.new_zeros(len(self.keys), len(STATISTICS))
+        return sums.index_add_(0, self.place, self.values[self.pair] * weights)
+
+    def strongest(self, newest: int) -> Tensor:
+        """Return each neighbour's strongest transition, and from how many items, (num_keys, 2).
+
+        Args:
+            newest: How many of the newest items count.
+        """
+        transition = self.values[self.pair, 0] * (self.steps_back < newest)
+        found = self.values.new_zeros(2, len(self.keys))
+        found[0].scatter_reduce_(0, self.place, transition, "amax")
+        found[1].index_add_(0, self.place, (transition > 0).to(found.dtype))
+        return found.T
+
+    def rows_of(self, values: Tensor) -> Tensor:
+        """Return values of the neighbours, a row per user, (batch, num_neighbours, num_columns).
+
+        Args:
+            values: (num_keys, num_columns).
+        """
+        rows = values.new_zeros(*self.shape, values.shape[1])
+        rows[self.users, self.column] = values
+        return rows
+
+    def at(self, items: Tensor, values: Tensor) -> Tensor:
+        """Return values of items, 0 for those that are no neighbours, (batch, n, num_columns).
+
+        Args:
+            items: Item rows, (batch, n).
+            values: (num_keys, num_columns).
+        """
+        if not len(self.keys):
+            return values.new_zeros(*items.shape, values.shape[1])
+        wanted = torch.arange(len(items), device=items.device)[:, None] * self.num_items + items
+        place = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
+        return values[place] * (self.keys[place] == wanted)[..., None]

@@ -160,8 +160,12 @@ class TTDSEntitiesMixin:
         now = [part._version if isinstance(part, Tensor) else 0 for part in parts]
         if versions != now or any(a is not b for a, b in zip(held, parts, strict=True)):
             made = make()
-            self.__dict__[name] = parts, now, made
+            self._hold(name, parts, made)
         return made
+
+    def _hold(self, name: str, parts: Sequence[Any], made: Any) -> None:
+        versions = [part._version if isinstance(part, Tensor) else 0 for part in parts]
+        self.__dict__[name] = parts, versions, made
 
     @property
     def node_table(self) -> TTDSNodeTable:

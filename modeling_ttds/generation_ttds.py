@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any
 
@@ -95,14 +95,15 @@ def child_log_probs(
     prefix: TTDSPrefix,
     states: Tensor,
     nodes: Tensor,
-    users: Tensor,
+    rows: Tensor,
     depth: int,
     priors: TTDSPriors | None,
-    table: TTDSNodeTable | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    joined: Tensor,
+    users: TTDSNodeTable | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the children of nodes, laid end to end, and their log-probabilities.
 
-    An only child is certain: where no node has several, states do not matter.
+    An only child is certain: where a node has no other, its state does not matter.
 
     Args:
         model: A `TTDSForCausalLM`.
@@ -110,43 +111,47 @@ def child_log_probs(
         prefix: The prompts.
         states: States behind each node, (num_nodes, hidden).
         nodes: The nodes, (num_nodes,).
-        users: The row of the batch that each belongs to, (num_nodes,).
+        rows: The row of the batch that each belongs to, (num_nodes,).
         depth: Their depth.
-        priors: As of `beam_search`.
-        table: As `users` of `score_items`.
+        priors: As of `search`.
+        joined: Which of the nodes the priors are asked about, (num_nodes,).
+        users: As of `search`.
 
     Returns:
-        Which node each child is of, the children, and their log-probabilities, all
-        (num_children,).
+        Which node each child is of, the children, their log-probabilities by the language model,
+        and those joined with the priors, all (num_children,).
     """
     first, count = trie.ranges(nodes, depth)
     owner, children = spread(first, count)
     log_probs = torch.zeros(len(owner), device=nodes.device)
     parents = (count > 1).nonzero()[:, 0]
     if not len(parents):
-        return owner, children, log_probs
+        return owner, children, log_probs, log_probs
     several = (count > 1)[owner]
-    first, count, states, users = first[parents], count[parents], states[parents], users[parents]
+    first, count, states, rows = first[parents], count[parents], states[parents], rows[parents]
     own, below = spread(first, count)
     history, codes = prefix.history, trie.codes[depth + 1][below]
-    kind = "item" if table is None else "user"
+    kind, table = ("item", model.node_table) if users is None else ("user", users)
     logits = model.level_logits(states, kind, depth).float()[own, codes]
-    if table is None:
-        query = model.node_head.of_profiles(history.profiles[:, 0], depth)[users]
+    if users is None:
+        query = model.node_head.of_profiles(history.profiles[:, 0], depth)[rows]
         query = query + model.node_head.of_states(states, depth)
-        logits = logits + pair_scores(query, first, count, depth + 1, model.node_table)
-        if model.config.pair_dim:
-            newest = history.newest[users, 0][own]
-            logits = logits + model.node_pairs(newest, below[:, None], depth + 1)[:, 0]
     else:
-        query = plain_query(history.profiles[:, 0])[users]
-        logits = logits + pair_scores(query, first, count, depth + 1, table)
-    found = log_softmax(logits, own, len(parents))
-    if priors is not None:
-        features = priors.of_pairs(found, below, own, nodes[parents], users, depth)
-        found = log_softmax(model.prior_head(features, depth), own, len(parents))
-    log_probs[several] = found.to(log_probs.dtype)
-    return owner, children, log_probs
+        query = plain_query(history.profiles[:, 0])[rows]
+    logits = logits + pair_scores(query, first, count, depth + 1, table)
+    if users is None and model.config.pair_dim:
+        newest = history.newest[rows, 0][own]
+        logits = logits + model.node_pairs(newest, below[:, None], depth + 1)[:, 0]
+    said = log_softmax(logits, own, len(parents))
+    log_probs[several] = said.to(log_probs.dtype)
+    if priors is None:
+        return owner, children, log_probs, log_probs
+    asked = joined[parents][own]
+    own, said = own[asked], said[asked]
+    features = priors.of_pairs(said, below[asked], own, nodes[parents], rows, depth)
+    both, place = log_probs.clone(), several.nonzero()[:, 0][asked]
+    both[place] = log_softmax(model.prior_head(features, depth), own, len(parents)).to(both.dtype)
+    return owner, children, log_probs, both
 
 
 def log_softmax(logits: Tensor, owner: Tensor, number: int) -> Tensor:
@@ -191,6 +196,110 @@ def _states_behind(
     return prefix.extend(*padded)[users, column], column
 
 
+@dataclass(frozen=True)
+class TTDSFound:
+    """What a search down the trie found.
+
+    Args:
+        items: Item rows, best first, padded with -1, (batch, n); n is at least the number of beams
+            where there are as many candidates.
+        scores: Their log-probabilities, padded with -inf, (batch, n).
+        log_probs: The language model's own log-probability of each one's semantic ID up to each
+            level, (batch, n, num_levels).
+        also: The same of the items that were asked about, (batch, num_also, num_levels).
+    """
+
+    items: Tensor
+    scores: Tensor
+    log_probs: Tensor
+    also: Tensor
+
+
+def search(
+    model: nn.Module,
+    prefix: TTDSPrefix,
+    candidates: TTDSCandidates,
+    num_beams: int,
+    priors: TTDSPriors | None = None,
+    also: Tensor | None = None,
+    users: TTDSNodeTable | None = None,
+) -> TTDSFound:
+    """Search the best items of every prompt, and score others on the way.
+
+    The score of an item is the sum over levels of the log-probability of its code among the
+    children of the node reached, whether they may appear or not: a probability over the whole
+    catalogue. With at least as many beams as leaves the search is exhaustive.
+
+    Args:
+        model: A `TTDSForCausalLM`.
+        prefix: The prompts.
+        candidates: The trie, and what may appear.
+        num_beams: Prefixes kept per level; 0 leaves the search out.
+        priors: What the co-occurrence memory says; None for the language model alone.
+        also: Item rows to score by the language model, (batch, num_also).
+        users: Where trie and rows are those of users, what lies below its nodes: a user's code is
+            then taken among the children too, by its SID token and by how alike the user is to
+            the items of the prompt.
+    """
+    trie, walk, batch = candidates.trie, prefix.branch(), len(prefix.lengths)
+    num_codes = model.config.item_tower.num_codes
+    start = model.config.sid_token_start + (0 if users is None else trie.num_levels * num_codes)
+    row = every = torch.arange(batch, device=prefix.state.device)
+    also = every[:, None][:, :0] if also is None else also
+    # The distinct nodes reached, of all rows end to end, where each one's token stands behind its
+    # prompt, and at which of them the beams and the other items are.
+    nodes, places, states = torch.zeros_like(row), torch.zeros_like(row), prefix.state[:, 0]
+    beams, at = row if num_beams else row[:0], every[:, None].expand_as(also)
+    scores = torch.zeros(len(beams), device=row.device)
+    own, others = scores[:, None][:, :0], []
+    for depth in range(trie.num_levels):
+        beam_at = torch.full_like(nodes, -1)
+        beam_at[beams] = torch.arange(len(beams), device=beams.device)
+        owner, children, said, joined = child_log_probs(
+            model, trie, prefix, states, nodes, row, depth, priors, beam_at >= 0, users
+        )
+        first, count = trie.ranges(nodes, depth)
+        reached = trie.node_of(also, depth + 1)
+        others.append(said[(count.cumsum(0) - count - first)[at] + reached])
+
+        open_ = (beam_at[owner] >= 0) & (candidates.count(children, depth + 1, row[owner]) > 0)
+        parent, children, said = beam_at[owner[open_]], children[open_], said[open_]
+        column, counts = _columns(row[owner[open_]], batch)
+        table = scores.new_full((batch, int(counts.max())), -torch.inf)
+        table[row[owner[open_]], column] = scores[parent] + joined[open_]
+        best, chosen = table.topk(min(num_beams, table.shape[1]), dim=1)
+        whose, beam = (best > -torch.inf).nonzero(as_tuple=True)
+        chosen = (counts.cumsum(0) - counts)[whose] + chosen[whose, beam]
+        parent, below, scores = parent[chosen], children[chosen], best[whose, beam]
+        own = torch.cat([own[parent], said[chosen][:, None]], 1)
+        if depth + 1 == trie.num_levels:
+            break
+        number = len(trie.codes[depth + 1])
+        wanted = whose * number + below, (every[:, None] * number + reached).flatten()
+        keys, place = torch.cat(wanted).unique(return_inverse=True)
+        parents = torch.cat([beams[parent], at.flatten()])
+        parents = torch.zeros_like(keys).scatter_(0, place, parents)
+        beams, at = place[: len(whose)], place[len(whose) :].view_as(at)
+        row, nodes = keys // number, keys % number
+        places, states = places[parents], states[parents]
+        # A node with one item below it needs no state: the rest of the way is certain.
+        open_ = (trie.num_items_below(nodes, depth + 1) > 1).nonzero()[:, 0]
+        if len(open_):
+            tokens = start + depth * num_codes + trie.codes[depth + 1][nodes[open_]]
+            states[open_], places[open_] = _states_behind(walk, tokens, places[open_], row[open_])
+    others = torch.stack(others, -1).cumsum(-1)
+    if not num_beams:
+        nothing = scores.new_zeros(batch, 0)
+        return TTDSFound(nothing.long(), nothing, nothing[..., None].expand(-1, -1, 1), others)
+    column, counts = _columns(whose, batch)
+    leaves = below.new_zeros(batch, int(counts.max()))
+    padded = scores.new_full(leaves.shape, -torch.inf)
+    log_probs = own.new_zeros(*leaves.shape, trie.num_levels)
+    leaves[whose, column], padded[whose, column] = below, scores
+    log_probs[whose, column] = own.cumsum(1)
+    return TTDSFound(*_leaf_items(candidates, leaves, padded, log_probs), others)
+
+
 def beam_search(
     model: nn.Module,
     ids: Tensor,
@@ -198,13 +307,8 @@ def beam_search(
     candidates: TTDSCandidates,
     num_beams: int,
     priors: TTDSPriors | None = None,
-    prefix: TTDSPrefix | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the best items of every prompt and their log-probabilities, best first.
-
-    The score of an item is the sum over levels of the log-probability of its code among the
-    children of the node reached, whether they may appear or not: a probability over the whole
-    catalogue. With at least as many beams as leaves the search is exhaustive.
 
     Args:
         model: A `TTDSForCausalLM`.
@@ -213,68 +317,36 @@ def beam_search(
         candidates: What may appear.
         num_beams: Prefixes kept per level.
         priors: What the co-occurrence memory says; None for the language model alone.
-        prefix: The prompts, where they have been run already.
 
     Returns:
-        Item rows (batch, n), padded with -1, and scores (batch, n), padded with -inf; n is at
-        least `num_beams` where there are as many candidates.
+        Items and scores of `TTDSFound`.
     """
-    prefix = prefix or TTDSPrefix(model, ids, mask)
-    trie, walk, batch = candidates.trie, prefix.branch(), len(ids)
-    start, num_codes = model.config.sid_token_start, model.config.item_tower.num_codes
-    users = torch.arange(batch, device=prefix.state.device)  # of each node that is reached
-    nodes, places, states = torch.zeros_like(users), torch.zeros_like(users), prefix.state[:, 0]
-    scores = torch.zeros(batch, device=users.device)
-    for depth in range(trie.num_levels):
-        owner, children, log_probs = child_log_probs(
-            model, trie, prefix, states, nodes, users, depth, priors
-        )
-        legal = candidates.count(children, depth + 1, users[owner]) > 0
-        owner, children, reached = owner[legal], children[legal], (scores[owner] + log_probs)[legal]
-        column, counts = _columns(users[owner], batch)
-        table = reached.new_full((batch, int(counts.max())), -torch.inf)
-        table[users[owner], column] = reached
-        best, chosen = table.topk(min(num_beams, table.shape[1]), dim=1)
-        users, beam = (best > -torch.inf).nonzero(as_tuple=True)
-        chosen = (counts.cumsum(0) - counts)[users] + chosen[users, beam]
-        parents, nodes, scores = owner[chosen], children[chosen], best[users, beam]
-        if depth + 1 == trie.num_levels:
-            break
-        places, states = places[parents], states[parents]
-        # A node with one item below it needs no state: the rest of the way is certain.
-        open_ = (trie.num_items_below(nodes, depth + 1) > 1).nonzero()[:, 0]
-        if len(open_):
-            tokens = start + depth * num_codes + trie.codes[depth + 1][nodes[open_]]
-            states[open_], places[open_] = _states_behind(walk, tokens, places[open_], users[open_])
-    column, counts = _columns(users, batch)
-    leaves = nodes.new_zeros(batch, int(counts.max()))
-    leaves[users, column] = nodes
-    padded = scores.new_full(leaves.shape, -torch.inf)
-    padded[users, column] = scores
-    return _leaf_items(candidates, leaves, padded)
+    found = search(model, TTDSPrefix(model, ids, mask), candidates, num_beams, priors)
+    return found.items, found.scores
 
 
 def _leaf_items(
-    candidates: TTDSCandidates, leaves: Tensor, scores: Tensor
-) -> tuple[Tensor, Tensor]:
+    candidates: TTDSCandidates, leaves: Tensor, scores: Tensor, log_probs: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     if not leaves.shape[1]:
-        return leaves, scores
+        return leaves, scores, log_probs
     trie = candidates.trie
     first, count = trie.first_item[-1][leaves], trie.num_items_below(leaves, trie.num_levels)
     steps = torch.arange(int(count.max()), device=leaves.device)
     places = (first[..., None] + steps).clamp_max(len(trie.order) - 1)
     items = trie.order[places].flatten(1)  # (batch, n)
     scores = scores[..., None].expand(places.shape).flatten(1)
-    real = (steps < count[..., None]).flatten(1) & candidates.may_appear(items)
+    rows = torch.arange(len(items), device=items.device)[:, None].expand_as(items)
+    real = (steps < count[..., None]).flatten(1) & candidates.may_appear(items, rows)
     real &= scores > -torch.inf
     scores = scores.masked_fill(~real, -torch.inf)
     # Equal scores go by item row: sort by row first, then stably by score.
-    by_row = items.argsort(dim=1, stable=True)
-    items, scores = items.gather(1, by_row), scores.gather(1, by_row)
-    scores, by_score = scores.sort(dim=1, descending=True, stable=True)
-    longest = int(real.sum(1).max())
-    scores, items = scores[:, :longest], items.gather(1, by_score)[:, :longest]
-    return items.masked_fill(scores == -torch.inf, -1), scores
+    order = items.argsort(dim=1, stable=True)
+    order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    order = order[:, : int(real.sum(1).max())]
+    items, scores = items.gather(1, order), scores.gather(1, order)
+    leaf = (order // len(steps))[..., None].expand(-1, -1, log_probs.shape[-1])
+    return items.masked_fill(scores == -torch.inf, -1), scores, log_probs.gather(1, leaf)
 
 
 def score_items(
@@ -283,9 +355,7 @@ def score_items(
     mask: Tensor,
     trie: TTDSTrie,
     items: Tensor,
-    priors: TTDSPriors | None = None,
     users: TTDSNodeTable | None = None,
-    prefix: TTDSPrefix | None = None,
 ) -> Tensor:
     """Return the exact log-probabilities of items' semantic IDs after each prompt, per level.
 
@@ -295,44 +365,15 @@ def score_items(
         mask: 1 for tokens, 0 for padding, (batch, length).
         trie: The trie of the items.
         items: Item rows to score, (batch, num_candidates).
-        priors: As of `beam_search`.
-        users: Where trie and rows are those of users, what lies below its nodes: a user's code is
-            then taken among the children too, by its SID token and by how alike the user is to
-            the items of the prompt.
-        prefix: The prompts, where they have been run already.
+        users: As of `search`.
 
     Returns:
         The log-probability of the semantic ID up to each level, (batch, num_candidates,
         num_levels); the last is that of the item.
     """
-    prefix = prefix or TTDSPrefix(model, ids, mask)
-    walk, num_codes = prefix.branch(), model.config.item_tower.num_codes
-    block = 0 if users is None else trie.num_levels * num_codes
-    start = model.config.sid_token_start + block
-    rows = torch.arange(len(items), device=items.device)
-    # The distinct nodes of every row, end to end, and which of them each candidate is at.
-    row, nodes, at = rows, torch.zeros_like(rows), rows[:, None].expand_as(items)
-    places, states = torch.zeros_like(rows), prefix.state[:, 0]
-    scores = []
-    for depth in range(trie.num_levels):
-        _, _, log_probs = child_log_probs(
-            model, trie, prefix, states, nodes, row, depth, priors, users
-        )
-        first, count = trie.ranges(nodes, depth)
-        reached = trie.node_of(items, depth + 1)
-        scores.append(log_probs[(count.cumsum(0) - count - first)[at] + reached])
-        if depth + 1 == trie.num_levels:
-            break
-        number = len(trie.codes[depth + 1])
-        keys, below = (rows[:, None] * number + reached).unique(return_inverse=True)
-        parents = torch.zeros_like(keys).scatter_(0, below.flatten(), at.flatten())
-        row, nodes, at = keys // number, keys % number, below
-        places, states = places[parents], states[parents]
-        open_ = (trie.num_items_below(nodes, depth + 1) > 1).nonzero()[:, 0]
-        if len(open_):
-            tokens = start + depth * num_codes + trie.codes[depth + 1][nodes[open_]]
-            states[open_], places[open_] = _states_behind(walk, tokens, places[open_], row[open_])
-    return torch.stack(scores, -1).cumsum(-1)
+    candidates = TTDSCandidates(trie, None, items[:, :0])
+    prefix = TTDSPrefix(model, ids, mask)
+    return search(model, prefix, candidates, 0, also=items, users=users).also
 
 
 class TTDSConstraint(LogitsProcessor):

@@ -16,6 +16,7 @@ from .catalogue_ttds import TTDSCatalogueMixin
 from .configuration_ttds import KINDS, TTDSConfig
 from .cooccurrence_ttds import TTDSCooccurrence
 from .entities_ttds import TTDSEntitiesMixin
+from .entries_ttds import TTDSEntries, TTDSRoom
 from .generation_ttds import CACHE, TTDSGenerationMixin
 from .lock_ttds import TTDSLock
 from .losses_ttds import TTDSLossMixin
@@ -145,7 +146,10 @@ class TTDSForCausalLM(
             self.prior_head = TTDSPriorHead(tower.num_levels)
         if config.has_reranker:
             self.reranker = TTDSReranker(len(FEATURES))
-        self._catalogue, self.row_of, self._tokenizer, self._origin = [], {}, None, {}
+        self._catalogue, self.row_of, self._tokenizer, self._origin = TTDSEntries([]), {}, None, {}
+        self._rooms = {
+            name: TTDSRoom() for name in ("item_sids", "item_text", "item_collaborative")
+        }
         self.lock = TTDSLock()
         n = config.num_items
         self.register_buffer("item_sids", torch.zeros(n, tower.num_levels, dtype=torch.long))

@@ -17,7 +17,7 @@ PROFILE_DECAYS = (0.9, 0.6, 0.0)
 # times as many.
 SMALL = 32
 DENSE = 65536  # up to so many nodes of a depth, every one has a row of the table
-CHUNK = 16384  # items at once
+CHUNK, NODES = 16384, 4096  # items and nodes summed at once
 # What a step of `pair_scores` costs beside its products, as pairs that a product could score.
 STEP = {"cpu": 4096, "cuda": 524288}
 PROFILE_SCALE = 5.0  # weight of the plain cosine similarity that the profiles start from
@@ -63,17 +63,70 @@ class TTDSNodeTable:
         for depth, first in enumerate(trie.first_item):
             counts = first.diff()
             table.log_counts.append(counts.log().to(torch.float32))
+            if depth:
+                table._add_depth(trie, depth)
+        return table
+
+    def _add_depth(self, trie: TTDSTrie, depth: int) -> None:
+        first = trie.first_item[depth]
+        counts = first.diff()
+        nodes, places = torch.arange(len(counts), device=counts.device), None
+        if len(counts) > DENSE:
+            nodes = (counts > 1).nonzero()[:, 0]
+            places = -1 - trie.order[first[:-1]]
+            places[nodes] = torch.arange(len(nodes), device=nodes.device)
+        centroids, variances = self.summed(trie, nodes, depth)
+        self.places.append(places)
+        self.centroids.append(centroids)
+        self.variances.append(None if depth == trie.num_levels else variances)
+
+    def extended(
+        self, trie: TTDSTrie, numbers: list[Tensor], embeddings: tuple[Tensor, Tensor]
+    ) -> "TTDSNodeTable":
+        """Return the table of a trie that more items have joined.
+
+        Args:
+            trie: The new trie.
+            numbers: As of `TTDSTrie.extended`.
+            embeddings: Of all items, the new ones last.
+        """
+        table = TTDSNodeTable([None], [None], [], [None], embeddings, self.projection)
+        num_old = len(self.embeddings[0])
+        new = torch.arange(num_old, len(embeddings[0]), device=trie.order.device)
+        for depth, first in enumerate(trie.first_item):
+            counts = first.diff()
+            table.log_counts.append(counts.log().to(torch.float32))
             if depth == 0:
                 continue
-            nodes, places = torch.arange(len(counts), device=counts.device), None
-            if len(counts) > DENSE:
-                nodes = (counts > 1).nonzero()[:, 0]
-                places = -1 - trie.order[first[:-1]]
-                places[nodes] = torch.arange(len(nodes), device=nodes.device)
-            centroids, variances = table.summed(trie, nodes, depth)
+            moved, touched = numbers[depth], trie.node_of(new, depth).unique()
+            if self.places[depth] is None and len(counts) > DENSE:
+                table._add_depth(trie, depth)
+                continue
+            places, where = None, moved
+            rows = len(counts)
+            if self.places[depth] is not None:
+                places = torch.empty_like(counts)
+                places[moved] = self.places[depth]
+                places[touched] = -1 - trie.order[first[touched]]
+                touched = touched[counts[touched] > 1]
+                rows = len(self.centroids[depth])
+                where = torch.arange(rows, device=moved.device)
+                places[touched] = rows + torch.arange(len(touched), device=moved.device)
+                rows += len(touched)
+            changed = touched if places is None else places[touched]
+            both = table.summed(trie, touched, depth)
+            for column, before, values in zip(
+                (table.centroids, table.variances),
+                (self.centroids[depth], self.variances[depth]),
+                both,
+                strict=True,
+            ):
+                if before is not None:
+                    merged = before.new_empty(rows, before.shape[1])
+                    merged[where], merged[changed] = before, values
+                    before = merged
+                column.append(before)
             table.places.append(places)
-            table.centroids.append(centroids)
-            table.variances.append(None if depth == trie.num_levels else variances)
         return table
 
     def summed(self, trie: TTDSTrie, nodes: Tensor, depth: int) -> tuple[Tensor, Tensor]:
@@ -86,18 +139,23 @@ class TTDSNodeTable:
             nodes: Nodes of the depth, (num_nodes,).
             depth: Their depth.
         """
-        first = trie.first_item[depth][nodes]
-        counts = trie.first_item[depth][nodes + 1] - first
-        owner, positions = spread(first, counts)
         dim = self.projection.shape[1] or sum(table.shape[1] for table in self.embeddings)
-        sums, squares = self.embeddings[0].new_zeros(2, len(nodes), dim, dtype=torch.float32)
-        for part, places in zip(owner.split(CHUNK), positions.split(CHUNK), strict=True):
-            vectors = self.vectors(trie.order[places])
-            sums.index_add_(0, part, vectors)
-            squares.index_add_(0, part, vectors.square_())
-        mean = sums.div_(counts[:, None])
-        variance = squares.div_(counts[:, None]).sub_(mean.square()).clamp_min_(0)
-        return mean.half(), variance.half()
+        mean, variance = (
+            torch.empty(len(nodes), dim, dtype=torch.float16, device=nodes.device) for _ in range(2)
+        )
+        for at in torch.arange(len(nodes), device=nodes.device).split(NODES):
+            first = trie.first_item[depth][nodes[at]]
+            counts = trie.num_items_below(nodes[at], depth)
+            owner, positions = spread(first, counts)
+            sums, squares = self.embeddings[0].new_zeros(2, len(at), dim, dtype=torch.float32)
+            for part, places in zip(owner.split(CHUNK), positions.split(CHUNK), strict=True):
+                vectors = self.vectors(trie.order[places])
+                sums.index_add_(0, part, vectors)
+                squares.index_add_(0, part, vectors.square_())
+            mean[at] = sums.div_(counts[:, None]).half()
+            squares.div_(counts[:, None]).sub_(sums.square_()).clamp_min_(0)
+            variance[at] = squares.half()
+        return mean, variance
 
     def vectors(self, items: Tensor) -> Tensor:
         """Return the vectors of items, (..., dim).

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from .arguments_ttds import as_count, as_item_ids
+from .cooccurrence_ttds import TTDSNeighbours
 from .generation_ttds import beam_search, score_items
 from .lock_ttds import reading
 from .nodes_ttds import TTDSNodeTable
@@ -219,7 +220,8 @@ class TTDSQuestionsMixin:
         follows = torch.zeros_like(resembles)
         if past and self.config.has_reranker:
             alone = torch.tensor(past, device=self.device)[:, None]
-            follows = self.cooccurrence.scores(alone, decays=(1.0, 1.0, 1.0))[:, rows, 0]
+            found = TTDSNeighbours(self.cooccurrence, alone)
+            follows = found.at(wanted.expand(len(past), -1), found.sums((1.0, 1.0, 1.0)))[..., 0]
         return [
             TTDSExplanation(
                 item, step, *(_best(history, table[:, i]) for table in (follows, resembles))

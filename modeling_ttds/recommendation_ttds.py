@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from .arguments_ttds import as_count, as_item_ids, as_list
 from .configuration_ttds import placeholder_ids
-from .generation_ttds import beam_search, score_items
+from .generation_ttds import TTDSPrefix, search
 from .lock_ttds import reading
+from .nearest_ttds import nearest_texts
 from .priors_ttds import TTDSNodeStatistics, TTDSPriors
 from .records_ttds import as_text
 from .reranker_ttds import TEXT_TEMPERATURE, TTDSRecall
@@ -245,18 +246,18 @@ class TTDSRecommendationMixin:
                 priors = None
                 if memory and queries is None:
                     priors = self.priors(shown, excluded)
-                items, scores = beam_search(self, *prompts, candidates, num_beams, priors)
-                if rerank and self.config.has_reranker and queries is None:
-                    forbidden = self.forbidden(excluded, allowed)
-                    number = max(NUM_CANDIDATES, top_k)
-                    items, features = self.reranker_features(
-                        shown, prompts, items, forbidden, number
+                prefix, number = TTDSPrefix(self, *prompts), max(NUM_CANDIDATES, top_k)
+                if queries is not None:
+                    asked = [queries[u] for u in users]
+                    items, scores = self._by_text(asked, prefix, candidates, num_beams, number)
+                elif rerank and self.config.has_reranker:
+                    items, features, _ = self.reranker_features(
+                        shown, prefix, candidates, num_beams, priors, number
                     )
                     items, scores = _best_first(items, self.reranker(features))
-                elif queries is not None:
-                    asked = [queries[u] for u in users]
-                    forbidden = self.forbidden(excluded, allowed)
-                    items, scores = self._by_text(asked, prompts, items, forbidden, top_k)
+                else:
+                    found = search(self, prefix, candidates, num_beams, priors)
+                    items, scores = found.items, found.scores
                 lists += best_pairs(items, scores, top_k)
         return [pairs for _, pairs in sorted(zip(order, lists, strict=True))]
 
@@ -280,86 +281,64 @@ class TTDSRecommendationMixin:
             "_statistics", [trie, memory.items], lambda: TTDSNodeStatistics.build(trie, memory)
         )
 
-    def forbidden(self, excluded: Tensor, allowed: Tensor | None) -> Tensor:
-        """Return which items may not appear, (batch, num_items).
-
-        Args:
-            excluded: Item rows that may not appear, padded with -1, (batch, num_excluded).
-            allowed: Mask of the items that may appear, (num_items,), or None for all.
-        """
-        num_items = len(self.item_sids)
-        mask = torch.zeros(len(excluded), num_items + 1, dtype=torch.bool, device=self.device)
-        mask.scatter_(1, torch.where(excluded >= 0, excluded, num_items), True)
-        mask = mask[:, :num_items]
-        return mask if allowed is None else mask | ~allowed
-
     def reranker_features(
         self,
         histories: Sequence[Sequence[int]],
-        prompts: tuple[Tensor, Tensor],
-        beams: Tensor,
-        forbidden: Tensor,
+        prefix: TTDSPrefix,
+        allowed: TTDSCandidates,
+        num_beams: int,
+        priors: TTDSPriors | None,
         number: int = NUM_CANDIDATES,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the candidates of the re-ranker and their features.
 
         Candidates are what the co-occurrence memory and the nearest texts propose together with the
-        beams.
+        beams, which one search down the trie finds and scores.
 
         Args:
             histories: Item rows per user, newest last.
-            prompts: Ids and mask of the next-item prompts, both (batch, length).
-            beams: Item rows that beam search found, padded with -1, (batch, num_beams).
-            forbidden: Mask of items that may not appear, (batch, num_items).
+            prefix: The next-item prompts.
+            allowed: What may appear.
+            num_beams: As of `search`.
+            priors: As of `search`.
             number: How many candidates co-occurrence memory and texts propose.
 
         Returns:
-            Item rows, padded with -1, (batch, num_candidates), and features, (batch,
-            num_candidates, num_features).
+            Item rows, padded with -1, (batch, num_candidates), features, (batch, num_candidates,
+            num_features), and the beams alone, padded with -1, (batch, num_found).
         """
-        padded = pad_rows(histories, self.config.max_history, self.device)
         recall = TTDSRecall(
             self.cooccurrence,
             self.item_text,
             self.item_collaborative,
-            self.labels,
-            padded,
-            forbidden,
+            self.catalogue.labels,
+            pad_rows(histories, self.config.max_history, self.device),
+            allowed,
+            self.node_table,
+            number,
         )
-        proposed = recall.candidates(number)
-        items = _with_beams(proposed, beams)
-        known = items.clamp_min(0)
-        log_probs = score_items(self, *prompts, self.trie, known)
-        return items, recall.features(known, log_probs)
+        proposed = recall.candidates()
+        found = search(self, prefix, allowed, num_beams, priors, proposed.clamp_min(0))
+        items = _with_beams(proposed, found.items)
+        log_probs = torch.cat([found.also, found.log_probs], 1)
+        return items, recall.features(items.clamp_min(0), log_probs), found.items
 
     def _by_text(
         self,
         queries: Sequence[str],
-        prompts: tuple[Tensor, Tensor],
-        beams: Tensor,
-        forbidden: Tensor,
-        top_k: int,
+        prefix: TTDSPrefix,
+        allowed: TTDSCandidates,
+        num_beams: int,
+        number: int,
     ) -> tuple[Tensor, Tensor]:
         # The language model's log-probability plus likeness of text, among beams and nearest texts.
-        cosines = (self.embed_texts(queries) @ self.item_text.T).masked_fill(forbidden, -torch.inf)
-        number = min(max(NUM_CANDIDATES, top_k), cosines.shape[1])
-        best, proposed = cosines.topk(number, dim=1)
-        items = _with_beams(proposed.masked_fill(best == -torch.inf, -1), beams)
-        known = items.clamp_min(0)
-        log_probs = score_items(self, *prompts, self.trie, known)[..., -1]
-        return _best_first(items, log_probs + cosines.gather(1, known) / TEXT_TEMPERATURE)
-
-    @property
-    def labels(self) -> Tensor:
-        """Brand and categories of every item as numbers, -1 for none, (num_items, 2)."""
-        if getattr(self, "_labelled", None) is not self.catalogue:
-            columns = []
-            for name in ("brand", "categories"):
-                numbers = {}
-                values = [entry.get(name, "") for entry in self.catalogue]
-                columns.append([numbers.setdefault(v, len(numbers)) if v else -1 for v in values])
-            self._labels, self._labelled = torch.tensor(columns).T, self.catalogue
-        return self._labels.to(self.device)
+        query = self.embed_texts(queries) / TEXT_TEMPERATURE
+        proposed, _ = nearest_texts(query, self.item_text, allowed, number, self.node_table)
+        found = search(self, prefix, allowed, num_beams, also=proposed.clamp_min(0))
+        items = _with_beams(proposed, found.items)
+        log_probs = torch.cat([found.also, found.log_probs], 1)[..., -1]
+        texts = self.item_text[items.clamp_min(0)]
+        return _best_first(items, log_probs + torch.einsum("bcd,bd->bc", texts, query))
 
     def history_prompts(
         self, histories: Sequence[Sequence[int]], user_histories: Sequence[Sequence[int]]

@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from .cooccurrence_ttds import TTDSCooccurrence
+from .cooccurrence_ttds import TTDSCooccurrence, TTDSNeighbours
+from .entries_ttds import TTDSLabels
+from .nearest_ttds import nearest_texts
+from .nodes_ttds import TTDSNodeTable
 from .precision_ttds import TTDSFloat32
 from .towers_ttds import profile
+from .trie_ttds import TTDSCandidates
 
 FEATURES = (
     "counts", "log_counts", "text", "log_text", "log_follow", "log_cooccurrence", "last_text",
@@ -79,16 +83,19 @@ class TTDSReranker(TTDSFloat32):
 
 
 class TTDSRecall:
-    """What co-occurrence memory and embeddings say of every item after a batch of histories.
+    """What co-occurrence memory and embeddings say of items after a batch of histories.
+
+    Nothing here is as long as the catalogue but one product with the texts of a small one.
 
     Args:
         cooccurrence: The co-occurrence memory.
         item_text: Text embeddings of the items, (num_items, text_dim).
         item_collaborative: Collaborative embeddings, (num_items, collaborative_dim).
-        labels: Brand and category of every item as numbers, -1 for none, (num_items, 2).
+        labels: Brand and category of items as numbers, -1 for none, indexed by rows.
         histories: Item rows, newest last, padded with -1, (batch, max_history).
-        forbidden: Mask of the items that may not appear; what is said of the others does not
-            depend on them, (batch, num_items).
+        allowed: What may appear; what is said of it does not depend on the rest.
+        table: What lies below the nodes of the items' trie.
+        number: How many candidates are proposed.
     """
 
     def __init__(
@@ -96,34 +103,87 @@ class TTDSRecall:
         cooccurrence: TTDSCooccurrence,
         item_text: Tensor,
         item_collaborative: Tensor,
-        labels: Tensor,
+        labels: TTDSLabels,
         histories: Tensor,
-        forbidden: Tensor,
+        allowed: TTDSCandidates,
+        table: TTDSNodeTable,
+        number: int,
     ):
         self.memory, self.labels, self.histories = cooccurrence, labels, histories
         self.item_text, self.item_collaborative = item_text, item_collaborative
-        statistics = cooccurrence.scores(histories, decays=(0.5, 0.0, 0.8))
+        self.allowed, self.number = allowed, min(number, len(item_text))
         self.last = histories[:, -1]  # (batch,)
-        popularity = cooccurrence.popularity / cooccurrence.popularity.max().clamp_min(1)
-        counts = (statistics[..., 0] + 1e-6 * popularity).masked_fill(forbidden, 0)
-        self.counts = counts / counts.sum(1, keepdim=True).clamp_min(1e-12)
-        self.follow, self.cooccurrence = statistics[..., 1], statistics[..., 2]
-        newest = cooccurrence.scores(histories[:, -NEWEST:], decays=(0.0, 0.7, 0.0))
-        self.newest_follow, self.last_cooccurrence = newest[..., 1], newest[..., 2]
-        self.strongest, self.links = cooccurrence.strongest(histories[:, -SHOWN:])
-        similarity = profile(item_text, histories, 0.6) @ item_text.T / TEXT_TEMPERATURE
-        self.text = similarity.masked_fill(forbidden, -torch.inf).softmax(1).nan_to_num(0)
-        self.collaborative = profile(item_collaborative, histories, 0.6) @ item_collaborative.T
-        self.blend = (self.counts + BLEND * self.text).masked_fill(forbidden, -1)
+        self.found = TTDSNeighbours(cooccurrence, histories)
+        sums = self.found.sums(decays=(0.5, 0.0, 0.8))
+        newest = self.found.sums(decays=(0.0, 0.7, 0.0), newest=NEWEST)[:, 1:]
+        self.statistics = torch.cat([sums, newest, self.found.strongest(SHOWN)], 1)
+        self.query = profile(item_text, histories, 0.6) / TEXT_TEMPERATURE
+        self.profile = profile(item_collaborative, histories, 0.6)
+        self.most = cooccurrence.popularity[cooccurrence.popular(1)].sum().clamp_min(1)
+        items = self.found.keys - self.found.users * self.found.num_items
+        transition = sums[:, 0] * allowed.may_appear(items, self.found.users)
+        self.transition = self.found.rows_of(transition[:, None])[..., 0]
+        self.total = self.transition.sum(1, keepdim=True) + self._rarely(self._popularity())
+        self.nearest, self.log_total = nearest_texts(
+            self.query, item_text, allowed, 2 * self.number, table
+        )
 
-    def candidates(self, number: int) -> Tensor:
-        """Return the items best by the blend of counts and text, padded with -1, (batch, number).
+    def _popularity(self) -> Tensor:
+        """Return the summed popularity of what may appear, (batch, 1)."""
+        popularity, allowed, trie = self.memory.popularity, self.allowed.allowed, self.allowed.trie
+        every = popularity.sum() if allowed is None else popularity[allowed].sum()
+        gone = self.allowed.places < len(trie.order)
+        items = trie.order[self.allowed.places.clamp_max(len(trie.order) - 1)]
+        return every - (popularity[items] * gone).sum(1, keepdim=True)
+
+    def _rarely(self, popularity: Tensor) -> Tensor:
+        # What popularity adds to counts, so that there is an order where nothing was counted.
+        return 1e-6 * popularity / self.most
+
+    def _may_appear(self, items: Tensor) -> Tensor:
+        rows = torch.arange(len(items), device=items.device)[:, None].expand_as(items)
+        return self.allowed.may_appear(items, rows)
+
+    def counts(self, items: Tensor) -> Tensor:
+        """Return the share of items in the transitions from the history, (batch, num_candidates).
 
         Args:
-            number: How many per user.
+            items: Item rows, (batch, num_candidates).
         """
-        best, items = self.blend.topk(min(number, self.blend.shape[1]), dim=1)
-        return items.masked_fill(best < 0, -1)
+        transition = self.found.at(items, self.statistics[:, :1])[..., 0]
+        counts = transition + self._rarely(self.memory.popularity[items])
+        return counts * self._may_appear(items) / self.total.clamp_min(1e-12)
+
+    def text(self, items: Tensor) -> Tensor:
+        """Return the softmax over the catalogue of likeness of text, (batch, num_candidates).
+
+        Args:
+            items: Item rows, (batch, num_candidates).
+        """
+        similarity = torch.einsum("bcd,bd->bc", self.item_text[items], self.query)
+        return (similarity - self.log_total[:, None]).exp() * self._may_appear(items)
+
+    def candidates(self) -> Tensor:
+        """Return the items best by the blend of counts and text, padded with -1, (batch, number).
+
+        They are sought among the best neighbours of the history, the nearest texts and the most
+        popular items.
+        """
+        width = min(2 * self.number, self.transition.shape[1])
+        best = self.transition.topk(width, dim=1).indices
+        sought = [self.found.items.gather(1, best), self.nearest]
+        popular = self.memory.popular(self.number + self.allowed.places.shape[1])
+        if self.allowed.allowed is not None:
+            popularity = self.memory.popularity.masked_fill(~self.allowed.allowed, -1)
+            popular = popularity.topk(len(popular)).indices
+        sought.append(popular.expand(len(best), -1))
+        items = torch.cat(sought, 1).sort(1).values
+        real = (items >= 0) & self._may_appear(items.clamp_min(0))
+        real[:, 1:] &= items[:, 1:] != items[:, :-1]
+        known = items.clamp_min(0)
+        blend = (self.counts(known) + BLEND * self.text(known)).masked_fill(~real, -1)
+        best, place = blend.topk(self.number, dim=1)
+        return items.gather(1, place).masked_fill(best < 0, -1)
 
     def features(self, items: Tensor, log_probs: Tensor | None) -> Tensor:
         """Return the features of candidates, (batch, num_candidates, num_features).
@@ -143,19 +203,29 @@ class TTDSRecall:
         _, late, recent, era = self.memory.items.unbind(1)
         past_era = (era[histories.clamp_min(0)] * real).sum(1, keepdim=True) / length.clamp_min(1)
         era_step = (era[items] - era[last][:, None]) * some
-        same = (self.labels[items] == self.labels[last][:, None]) & (self.labels[items] >= 0)
+        labels = self.labels[items]
+        same = (labels == self.labels[last][:, None]) & (labels >= 0)
         zero = torch.zeros(items.shape, device=items.device)
         lm = zero if log_probs is None else log_probs[..., -1]
+        names = (
+            "transition",
+            "follow",
+            "cooccurrence",
+            "newest_follow",
+            "last_cooccurrence",
+            "strongest",
+        )
+        statistics = self.found.at(items, self.statistics).unbind(-1)
         columns = {
-            "counts": self.counts.gather(1, items),
-            "text": self.text.gather(1, items),
+            "counts": self.counts(items),
+            "text": self.text(items),
             "last_text": torch.einsum("bcd,bd->bc", text, self.item_text[last]) * some,
             "nearest_text": _nearest(text, self.item_text, shown),
             "newest_text": torch.einsum(
                 "bcd,bd->bc", text, profile(self.item_text, histories[:, -NEWEST:], 1.0)
             ),
             "nearest_collaborative": _nearest(collaborative, self.item_collaborative, shown),
-            "collaborative": self.collaborative.gather(1, items),
+            "collaborative": torch.einsum("bcd,bd->bc", collaborative, self.profile),
             "last_collaborative": torch.einsum(
                 "bcd,bd->bc", collaborative, self.item_collaborative[last]
             )
@@ -165,7 +235,7 @@ class TTDSRecall:
             "category": (same[..., 1] & some).float(),
             "log_length": length.log1p().expand_as(zero),
             "log_last_total": (self.memory.totals(last)[:, None] * some).log1p().expand_as(zero),
-            "links": self.links.gather(1, items),
+            "links": statistics[-1],
             "log_late": late[items].log1p(),
             "log_recent": recent[items].log1p(),
             "era": era[items],
@@ -178,8 +248,8 @@ class TTDSRecall:
         }
         columns["log_counts"] = (columns["counts"] + FLOOR).log()
         columns["log_text"] = (columns["text"] + FLOOR).log()
-        for name in ("follow", "cooccurrence", "newest_follow", "last_cooccurrence", "strongest"):
-            columns[f"log_{name}"] = (getattr(self, name).gather(1, items) + FLOOR).log()
+        for name, values in zip(names[1:], statistics[1:-1], strict=True):
+            columns[f"log_{name}"] = (values + FLOOR).log()
         columns["log_blend"] = (columns["counts"] + BLEND * columns["text"] + FLOOR).log()
         return torch.stack([columns[name] for name in FEATURES], dim=-1)
 

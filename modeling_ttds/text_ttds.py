@@ -3,12 +3,13 @@
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .precision_ttds import TTDSFloat32
 
@@ -111,6 +112,12 @@ def encode_with_transformer(
     return torch.stack(embeddings)
 
 
+@lru_cache(maxsize=1)
+def _encoder(name: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Return an encoder and its tokenizer, which stay for the next texts."""
+    return AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).to(device).eval()
+
+
 def encode_by_encoder(
     name: str,
     texts: Sequence[str],
@@ -129,8 +136,7 @@ def encode_by_encoder(
             the encoder has fewer positions.
         batch_size: Texts per step.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    encoder = AutoModel.from_pretrained(name).to(device).eval()
+    tokenizer, encoder = _encoder(name, device)
     positions = getattr(encoder.config, "max_position_embeddings", max_length)
     longest = min(max_length, positions, tokenizer.model_max_length)
     ids = tokenizer(list(texts), truncation=True, max_length=longest).input_ids

@@ -69,6 +69,68 @@ class TTDSTrie:
             node_codes.append(sorted_codes[starts, level])
         return cls(order, position, first_item, first_child, node_codes)
 
+    def extended(self, sids: Tensor) -> tuple["TTDSTrie", list[Tensor]]:
+        """Return the trie with more items, which join where their semantic IDs say.
+
+        Nothing is sorted anew: a million items take a tenth of the time of `build`.
+
+        Args:
+            sids: Semantic IDs of the new items, whose rows follow the old ones, (num_new,
+                num_levels).
+
+        Returns:
+            The trie, and per depth the new number of every old node, (num_nodes,).
+        """
+        num_old, num_new = len(self.order), len(sids)
+        rows = torch.arange(num_new, device=sids.device)
+        for level in reversed(range(self.num_levels)):
+            rows = rows[sids[rows, level].argsort(stable=True)]
+        sids = sids[rows]
+        # Per depth: the first old node that comes after each item's own, and the first items of the
+        # nodes that are new.
+        known, after, begins = torch.zeros_like(rows), torch.ones_like(rows), []
+        afters, other = [after], torch.zeros(num_new, dtype=torch.bool, device=sids.device)
+        other[:1] = True
+        for level, codes in enumerate(sids.unbind(1)):
+            edges = self._edges[level]
+            place = torch.searchsorted(edges, (known.clamp_min(0) << 32) + codes)
+            place = torch.where(known >= 0, place, self.first_child[level][after])
+            wanted = (known.clamp_min(0) << 32) + codes
+            hit = (known >= 0) & (edges[place.clamp_max(len(edges) - 1)] == wanted)
+            known, after = torch.where(hit, place, -1), place + hit
+            afters.append(after)
+            other = other.clone()
+            other[1:] |= codes[1:] != codes[:-1]
+            begins.append((other & ~hit).nonzero()[:, 0])
+        position = self.first_item[-1][after]  # old items before each new one
+        moved = [_moved(afters[d + 1][new], len(self.codes[d + 1])) for d, new in enumerate(begins)]
+        moved_items = _moved(position, num_old)
+        own = [afters[d + 1][new] + _count(new) for d, new in enumerate(begins)]
+        place = position + _count(rows)
+        first_item, first_child, codes = [], [], []
+        nothing = rows[:0]
+        for depth in range(self.num_levels + 1):
+            new, old_to_new, mine = nothing, torch.arange(2, device=sids.device), nothing
+            if depth:
+                new, old_to_new, mine = begins[depth - 1], moved[depth - 1], own[depth - 1]
+            starts = self.first_item[depth] + _before(afters[depth], len(self.first_item[depth]))
+            first_item.append(_merged(starts, old_to_new, place[new], mine))
+            values = sids[new, depth - 1] if depth else nothing
+            codes.append(_merged(self.codes[depth], old_to_new[:-1], values, mine))
+            if depth == self.num_levels:
+                break
+            below, children = begins[depth], own[depth]
+            starts = self.first_child[depth]
+            starts = starts + _before(afters[depth][below], len(starts))
+            mine_below = children[torch.searchsorted(below, new)]
+            first_child.append(_merged(starts, old_to_new, mine_below, mine))
+        order = _merged(self.order, moved_items[:-1], num_old + rows, place)
+        at = torch.empty_like(order)
+        at[:num_old], at[num_old + rows] = moved_items[self.position], place
+        numbers = [torch.zeros(1, dtype=torch.long, device=sids.device)]
+        numbers += [numbered[:-1] for numbered in moved]
+        return TTDSTrie(order, at, first_item, first_child, codes), numbers
+
     @property
     def num_levels(self) -> int:
         """Depth of the leaves."""
@@ -159,6 +221,27 @@ class TTDSTrie:
         return torch.searchsorted(self.first_item[depth], self.position[items], right=True) - 1
 
 
+def _count(rows: Tensor) -> Tensor:
+    return torch.arange(len(rows), device=rows.device)
+
+
+def _before(places: Tensor, number: int) -> Tensor:
+    """Return how many places are at most each number, (number,)."""
+    return places.bincount(minlength=number).cumsum(0)
+
+
+def _moved(places: Tensor, number: int) -> Tensor:
+    """Return where old ones stand once new ones have come in before places, (number + 1,)."""
+    return torch.arange(number + 1, device=places.device) + _before(places, number + 1)
+
+
+def _merged(old: Tensor, moved: Tensor, new: Tensor, places: Tensor) -> Tensor:
+    """Return old values where they have moved to, and new ones at their places."""
+    merged = old.new_empty(len(old) + len(new))
+    merged[moved], merged[places] = old, new
+    return merged
+
+
 class TTDSCandidates:
     """Which items may be recommended to each row of a batch, asked node by node.
 
@@ -169,7 +252,7 @@ class TTDSCandidates:
     """
 
     def __init__(self, trie: TTDSTrie, allowed: Tensor | None, excluded: Tensor):
-        self.trie = trie
+        self.trie, self.allowed, self.excluded = trie, allowed, excluded
         self.running = None
         if allowed is not None:
             counts = allowed[trie.order].long().cumsum(0)
@@ -205,13 +288,19 @@ class TTDSCandidates:
         out = torch.searchsorted(self.line, end + begin)
         return total - (out - torch.searchsorted(self.line, start + begin))
 
-    def may_appear(self, items: Tensor) -> Tensor:
-        """Return whether items (batch, n) may appear in their row."""
-        places = self.trie.position[items].contiguous()
-        index = torch.searchsorted(self.places, places).clamp_max(max(self.places.shape[1] - 1, 0))
+    def may_appear(self, items: Tensor, rows: Tensor) -> Tensor:
+        """Return whether items may appear in rows of the batch, shaped as both.
+
+        Args:
+            items: Item rows.
+            rows: Rows of the batch.
+        """
+        places = self.trie.position[items]
         ok = torch.ones_like(items, dtype=torch.bool)
-        if self.places.shape[1]:
-            ok = self.places.gather(1, index) != places
+        if len(self.line):
+            wanted = places + rows * self.step
+            found = torch.searchsorted(self.line, wanted).clamp_max(len(self.line) - 1)
+            ok = self.line[found] != wanted
         if self.running is not None:
             ok &= self.running[places + 1] > self.running[places]
         return ok

@@ -10,6 +10,7 @@ from recipes.evaluation.baselines.markov import transition_matrix
 LONGEST = 50
 LATE = 6  # how many of a history's newest items count as late ones, each half as much as the next
 HALF_LIFE, YEAR = 120 * 86400, 365 * 86400  # seconds
+MAX_PAIRS = 512  # of an item; its strongest are kept
 PRIOR = 3  # interactions of average age that an item's mean age starts from
 
 
@@ -50,7 +51,7 @@ def build_cooccurrence(
         matrix.eliminate_zeros()
     kept = (together >= min_pair_users).astype(float)
     kept = ((transition != 0) + (follow != 0) + (cosine != 0)).astype(float).multiply(kept).tocsr()
-    kept.sort_indices()
+    kept = _strongest(kept.multiply(transition + cosine).tocsr() + 1e-9 * kept)
     cooccurrence = TTDSCooccurrence(num_items, kept.nnz)
     cooccurrence.starts.copy_(torch.from_numpy(kept.indptr))
     cooccurrence.others.copy_(torch.from_numpy(kept.indices))
@@ -62,6 +63,19 @@ def build_cooccurrence(
     columns = (popularity, _late(histories, num_items), *_times(everything, num_items, timestamps))
     cooccurrence.items.copy_(torch.from_numpy(np.stack(columns, axis=1)))
     return cooccurrence
+
+
+def _strongest(pairs: sp.csr_matrix) -> sp.csr_matrix:
+    """Return which pairs are among the strongest of their first item, in order of the second."""
+    counts = np.diff(pairs.indptr)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((-pairs.data, rows))
+    place = np.arange(len(rows)) - np.repeat(pairs.indptr[:-1], counts)
+    kept = order[place < MAX_PAIRS]
+    marks = (np.ones(len(kept)), (rows[kept], pairs.indices[kept]))
+    pairs = sp.csr_matrix(marks, shape=pairs.shape)
+    pairs.sort_indices()
+    return pairs
 
 
 def _late(histories: list[np.ndarray], num_items: int) -> np.ndarray:

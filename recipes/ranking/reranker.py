@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 
 from modeling_ttds import reranker_ttds
-from modeling_ttds.generation_ttds import beam_search
+from modeling_ttds.generation_ttds import TTDSPrefix, search
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.priors_ttds import TTDSPriorHead
 from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
@@ -122,17 +122,23 @@ def reranker_data(
         seen = shown if split.exclude_seen else [[]] * len(shown)
         excluded = pad_rows(seen, None, model.device)
         candidates = TTDSCandidates(model.trie, None, excluded)
-        for row in generated:
-            priors = model.priors(shown, excluded) if row == GENERATED else None
-            beams = beam_search(model, *prompts, candidates, num_beams, priors)[0][:, :num_beams]
-            missing = num_beams - beams.shape[1]
-            generated[row].append(F.pad(beams, (0, missing), value=-1).cpu())
-        if not rerank:
-            continue
-        forbidden = model.forbidden(excluded, None)
-        found = model.reranker_features(shown, prompts, beams, forbidden)
-        items.append(F.pad(found[0], (0, missing), value=-1).cpu())
-        features.append(F.pad(found[1], (0, 0, 0, missing)).cpu())
+        prefix = TTDSPrefix(model, *prompts)
+        priors = model.priors(shown, excluded)
+        beams = {LM_ONLY: search(model, prefix, candidates, num_beams).items}
+        if rerank:
+            found = model.reranker_features(shown, prefix, candidates, num_beams, priors)
+            beams[GENERATED] = found[2]
+            # As many columns in every batch: the beams are the last ones.
+            width = found[0].shape[1] - found[2].shape[1] + num_beams
+            missing = max(width - found[0].shape[1], 0)
+            items.append(F.pad(found[0][:, :width], (0, missing), value=-1).cpu())
+            features.append(F.pad(found[1][:, :width], (0, 0, 0, missing)).cpu())
+        else:
+            beams[GENERATED] = search(model, prefix, candidates, num_beams, priors).items
+        for row, lists in beams.items():
+            missing = max(num_beams - lists.shape[1], 0)
+            lists = F.pad(lists[:, :num_beams], (0, missing), value=-1)
+            generated[row].append(lists.cpu())
     back = order.argsort()
     generated = {row: torch.cat(parts)[back] for row, parts in generated.items()}
     if not rerank:

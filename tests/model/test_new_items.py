@@ -9,6 +9,11 @@ import pytest
 import torch
 from datasets import Dataset
 
+from modeling_ttds import nodes_ttds
+from modeling_ttds.entries_ttds import TTDSEntries, TTDSRoom
+from modeling_ttds.nodes_ttds import TTDSNodeTable
+from modeling_ttds.trie_ttds import TTDSTrie
+
 PLAIN = [
     {"item_id": "7", "title": "Walnut kettle", "categories": "Kitchen, Kettles", "brand": "12"},
     {"item_id": "8", "title": "1984", "categories": "", "brand": ""},
@@ -121,3 +126,86 @@ def test_what_is_no_embedding_is_refused_by_name(built, given):
     with pytest.raises(ValueError, match="^`text_embeddings` (must be finite|is no table)"):
         built.add_items([{"item_id": "7"}, {"item_id": "8"}], text_embeddings=given)
     assert len(built.catalogue) == len(built.item_sids) == before
+
+
+def assert_same_trie(found, expected):
+    for name, value in vars(expected).items():
+        if name.startswith("_"):
+            continue
+        for ours, theirs in zip(
+            *([v] if isinstance(v, torch.Tensor) else v for v in (getattr(found, name), value)),
+            strict=True,
+        ):
+            assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_trie_that_items_join_is_the_trie_of_all(seed):
+    draw = torch.Generator().manual_seed(seed)
+    codes, old, new = 2 + seed % 4, 1 + 7 * seed, 1 + 5 * (seed % 3)
+    sids = torch.randint(0, codes, (old + new, 3), generator=draw)
+    before = TTDSTrie.build(sids[:old])
+    after, numbers = before.extended(sids[old:])
+    assert_same_trie(after, TTDSTrie.build(sids))
+    for depth, moved in enumerate(numbers):
+        assert torch.equal(before.codes[depth], after.codes[depth][moved])
+        if depth:
+            assert torch.equal(before.paths(depth), after.paths(depth)[moved])
+
+
+@pytest.mark.parametrize("dense", [0, 9, 1000])
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_node_table_that_items_join_is_the_table_of_all(monkeypatch, dense, projected):
+    monkeypatch.setattr(nodes_ttds, "DENSE", dense)
+    draw = torch.Generator().manual_seed(0)
+    sids = torch.randint(0, 3, (40, 3), generator=draw)
+    text, other = torch.randn(40, 5, generator=draw), torch.randn(40, 2, generator=draw)
+    projection = torch.randn(7, 4, generator=draw) if projected else torch.zeros(0, 0)
+    before = TTDSTrie.build(sids[:30])
+    after, numbers = before.extended(sids[30:])
+    table = TTDSNodeTable.build(before, (text[:30], other[:30]), projection)
+    grown = table.extended(after, numbers, (text, other))
+    vectors = torch.cat([text, other], 1)
+    vectors = vectors @ projection if projected else vectors
+    for depth in (1, 2, 3):
+        nodes = torch.arange(len(after.codes[depth]))
+        mean, variance = grown.rows(nodes, depth)
+        below = [
+            vectors[(after.node_of(torch.arange(40), depth) == node).nonzero()[:, 0]]
+            for node in nodes
+        ]
+        expected = torch.stack([part.mean(0) for part in below])
+        torch.testing.assert_close(mean, expected, atol=5e-3, rtol=0)
+        if depth < 3:
+            expected = torch.stack([part.var(0, unbiased=False) for part in below])
+            torch.testing.assert_close(variance, expected, atol=2e-2, rtol=0)
+        counts = torch.tensor([float(len(part)) for part in below])
+        torch.testing.assert_close(grown.log_counts[depth], counts.log())
+
+
+def test_what_grows_leaves_who_shares_it_as_they_are():
+    room, table = TTDSRoom(), torch.arange(6.0).view(3, 2)
+    first = room.appended(table, torch.full((1, 2), 7.0))
+    second = room.appended(first, torch.full((1, 2), 8.0))
+    assert second.data_ptr() == first.data_ptr(), "nothing was copied"
+    other = room.appended(first, torch.full((2, 2), 9.0))
+    assert second.tolist() == [[0, 1], [2, 3], [4, 5], [7, 7], [8, 8]]
+    assert other.tolist() == [[0, 1], [2, 3], [4, 5], [7, 7], [9, 9], [9, 9]]
+    assert first.tolist() == [[0, 1], [2, 3], [4, 5], [7, 7]] and len(table) == 3
+
+
+def test_entries_are_those_of_the_file_and_labels_tell_equal_ones():
+    entries = [
+        {"item_id": 'a"\u2028b', "title": "x", "brand": "acme", "categories": ""},
+        {"item_id": "c", "brand": "acme"},
+        {"item_id": "d", "brand": "", "categories": "acme"},
+    ]
+    lines = list(TTDSEntries(entries).lines())
+    read = TTDSEntries(lines)
+    assert list(read.item_ids()) == [entry["item_id"] for entry in entries]
+    assert list(read.lines()) == lines and read == entries and read[-1:] == entries[-1:]
+    more = read.extended([{"item_id": "e", "categories": "acme", "brand": "acme"}])
+    labels = more.labels[torch.tensor([[0, 1], [2, 3]])]
+    assert labels[0, 0].tolist() == [labels[0, 1, 0], -1] and labels[1, 0, 0] == -1
+    assert labels[1, 0, 1] == labels[1, 1, 1] >= 0 and labels[1, 1, 0] == labels[0, 0, 0] >= 0
+    assert len(read) == 3 and more.without({0, 2}) == [entries[1], more[3]]

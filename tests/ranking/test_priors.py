@@ -11,6 +11,7 @@ from modeling_ttds.priors_ttds import DECAYS, FEATURES, UNIFORM, TTDSPriorHead, 
 from modeling_ttds.recommendation_ttds import pad_rows
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.priors import cross_fit_priors, fit_priors, node_choices, prior_loss
+from tests.ranking.test_reranker import scores
 
 LEVELS = 3
 
@@ -36,13 +37,13 @@ def test_neighbours_are_the_dense_sums_where_they_are_not_zero(joined, split):
         real = items[user] >= 0
         assert len(items[user, real].unique()) == real.sum() and not sums[user, ~real].any()
         dense[user, items[user, real]] = sums[user, real]
-    torch.testing.assert_close(dense, memory.scores(histories, DECAYS))
+    torch.testing.assert_close(dense, scores(memory, histories, DECAYS))
 
 
 def test_mass_of_a_node_is_that_of_the_items_below_it(joined, split):
     history = split.training[0].tolist()
     priors = joined.priors([history], torch.tensor([history]))
-    dense = joined.cooccurrence.scores(pad_rows([history], 6, torch.device("cpu")), DECAYS)[0]
+    dense = scores(joined.cooccurrence, pad_rows([history], 6, torch.device("cpu")), DECAYS)[0]
     dense[history] = 0
     dense = dense / dense.sum(0).clamp_min(1e-12)
     dense = (1 - UNIFORM) * dense + UNIFORM / len(dense)

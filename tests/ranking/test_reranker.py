@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_ttds.cooccurrence_ttds import TTDSCooccurrence
+from modeling_ttds.cooccurrence_ttds import TTDSCooccurrence, TTDSNeighbours
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.nodes_ttds import TTDSNodeTable
 from modeling_ttds.reranker_ttds import FEATURES, TTDSRecall, TTDSReranker
+from modeling_ttds.trie_ttds import TTDSCandidates, TTDSTrie
 from recipes.index.embeddings import hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.reranker import RankedUsers, cross_fit, fit_reranker, without_model
@@ -38,10 +40,17 @@ def plain_scores(history, decays):
     return np.stack([w @ matrix[history] for matrix, w in parts], axis=-1)
 
 
+def scores(memory, histories, decays):
+    """Return the sums of every item, (batch, num_items, num_statistics)."""
+    found = TTDSNeighbours(memory, histories)
+    every = torch.arange(len(memory.items)).expand(len(histories), -1)
+    return found.at(every, found.sums(decays))
+
+
 def test_scores_equal_plain_loops():
     cooccurrence = build_cooccurrence(HISTORIES, ITEMS)
     decays = (0.5, 0.0, 0.8)
-    found = cooccurrence.scores(torch.tensor([[0, 1], [-1, 2], [-1, -1]]), decays)
+    found = scores(cooccurrence, torch.tensor([[0, 1], [-1, 2], [-1, -1]]), decays)
     np.testing.assert_allclose(found[0], plain_scores([0, 1], decays), atol=1e-6)
     np.testing.assert_allclose(found[1], plain_scores([2], decays), atol=1e-6)
     assert not found[2].any()
@@ -52,7 +61,9 @@ def test_scores_equal_plain_loops():
 
 def test_strongest_equal_plain_loops():
     cooccurrence = build_cooccurrence(HISTORIES, ITEMS)
-    strongest, links = cooccurrence.strongest(torch.tensor([[-1, 0, 2], [-1, -1, -1]]))
+    found = TTDSNeighbours(cooccurrence, torch.tensor([[-1, 0, 2], [-1, -1, -1]]))
+    every = torch.arange(ITEMS).expand(2, -1)
+    strongest, links = found.at(every, found.strongest(newest=3)).unbind(-1)
     single = np.stack([plain_scores([item], (1, 1, 1))[:, 0] for item in (0, 2)])
     np.testing.assert_allclose(strongest[0], single.max(0), atol=1e-6)
     assert links[0].tolist() == (single > 0).sum(0).tolist()
@@ -94,31 +105,32 @@ def test_rare_pairs_are_dropped():
 def test_new_and_removed_items():
     cooccurrence = build_cooccurrence(HISTORIES, ITEMS)
     histories, decays = torch.tensor([[0, 1]]), (0.5, 0.0, 0.8)
-    before = cooccurrence.scores(histories, decays)
+    before = scores(cooccurrence, histories, decays)
     cooccurrence.extend(2)
-    after = cooccurrence.scores(histories, decays)
+    after = scores(cooccurrence, histories, decays)
     torch.testing.assert_close(after[:, :ITEMS], before)
     assert not after[:, ITEMS:].any()
     keep = torch.ones(ITEMS + 2, dtype=torch.bool)
     keep[2] = False
     cooccurrence.keep(keep)
-    torch.testing.assert_close(cooccurrence.scores(histories, decays), after[:, keep])
+    torch.testing.assert_close(scores(cooccurrence, histories, decays), after[:, keep])
 
 
-def recall(histories, forbidden=None, num_items=ITEMS):
+def recall_of(memory, text, collaborative, labels, histories, excluded=(), number=ITEMS):
+    """Return what is known after histories over a trie of arbitrary semantic IDs."""
+    trie = TTDSTrie.build(torch.arange(len(text))[:, None] // torch.tensor([[2, 1]]))
+    excluded = torch.tensor([list(excluded)] * len(histories), dtype=torch.long)
+    table = TTDSNodeTable.build(trie, (text, collaborative), torch.zeros(0, 0))
+    allowed = TTDSCandidates(trie, None, excluded)
+    return TTDSRecall(memory, text, collaborative, labels, histories, allowed, table, number)
+
+
+def recall(histories, excluded=(), num_items=ITEMS):
     torch.manual_seed(0)
     text = torch.nn.functional.normalize(torch.randn(num_items, 6), dim=-1)
     labels = torch.tensor([[0, 0], [0, 1], [1, 1], [-1, -1], [-1, -1]])
-    if forbidden is None:
-        forbidden = torch.zeros(len(histories), num_items, dtype=torch.bool)
-    return TTDSRecall(
-        build_cooccurrence(HISTORIES, num_items),
-        text,
-        text,
-        labels,
-        torch.tensor(histories),
-        forbidden,
-    )
+    memory = build_cooccurrence(HISTORIES, num_items)
+    return recall_of(memory, text, text, labels, torch.tensor(histories), excluded)
 
 
 def test_features_are_finite_for_empty_histories_and_cold_items():
@@ -133,10 +145,11 @@ def test_features_are_finite_for_empty_histories_and_cold_items():
 
 
 def test_what_is_said_of_an_item_does_not_depend_on_forbidden_ones():
-    forbidden = torch.tensor([[False, False, True, False, False]])
-    with_it = recall([[0, 1]], forbidden)
-    assert 2 not in with_it.candidates(ITEMS)[0].tolist()
-    assert with_it.counts[0, 2] == 0 and with_it.text[0].sum() == pytest.approx(1)
+    with_it = recall([[0, 1]], excluded=[2])
+    assert 2 not in with_it.candidates()[0].tolist()
+    every = torch.arange(ITEMS)[None]
+    assert with_it.counts(every)[0, 2] == 0
+    assert with_it.text(every)[0].sum() == pytest.approx(1)
 
 
 def test_gate_learns_a_planted_signal_and_not_from_others():
@@ -260,7 +273,7 @@ def test_explanations_add_up_to_the_scores(ranking):
         assert reason.item_id == expected.item_id
         assert sum(map(math.log, reason.steps)) == pytest.approx(expected.score, abs=1e-4)
     past = torch.tensor([[row] for row in (3, 4, 5)])
-    counts = ranking.cooccurrence.scores(past, (1.0, 1.0, 1.0))[..., 0]  # (history, num_items)
+    counts = scores(ranking.cooccurrence, past, (1.0, 1.0, 1.0))[..., 0]  # (history, num_items)
     for item, reason in zip(ids, ranking.explain(history, ids), strict=True):
         column = counts[:, ranking.row_of[item]]
         assert reason.follows == (history[column.argmax()] if column.any() else None)
@@ -271,4 +284,4 @@ def test_explanations_add_up_to_the_scores(ranking):
 
 
 def test_memory_of_a_plain_model_is_empty():
-    assert TTDSCooccurrence(3, 0).scores(torch.tensor([[0, 1]]), (1.0, 1.0, 1.0)).sum() == 0
+    assert scores(TTDSCooccurrence(3, 0), torch.tensor([[0, 1]]), (1.0, 1.0, 1.0)).sum() == 0

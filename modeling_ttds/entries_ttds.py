@@ -1,0 +1,150 @@
+"""The entries of a catalogue and the tables of its items: read when asked for, grown in place."""
+
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from json.decoder import scanstring
+
+import torch
+from torch import Tensor
+
+FIRST = '{"item_id": "'  # how a line of a catalogue's file begins
+ROOM = 16  # a table that grows gets room for a sixteenth more
+UNREAD = -2  # label of an item whose entry nobody has asked for
+
+
+class TTDSEntries(Sequence):
+    """The items of a catalogue in row order; a line of a file is read when it is asked for.
+
+    Args:
+        items: Entries, or lines of JSON that hold one each.
+    """
+
+    def __init__(self, items: Iterable[dict[str, str] | str]):
+        self._items = list(items)
+        self.labels = TTDSLabels(self)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        entry = self._items[index]
+        if isinstance(entry, str):
+            entry = self._items[index] = json.loads(entry)
+        return entry
+
+    def __setitem__(self, row: int, entry: dict[str, str]) -> None:
+        self._items[row] = entry
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TTDSEntries | list):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"TTDSEntries of {len(self)} items"
+
+    def item_ids(self) -> Iterable[str]:
+        """Yield the ids in row order."""
+        for entry in self._items:
+            if not isinstance(entry, str):
+                yield entry["item_id"]
+            elif entry.startswith(FIRST):
+                yield scanstring(entry, len(FIRST))[0]
+            else:
+                yield json.loads(entry)["item_id"]
+
+    def lines(self) -> Iterable[str]:
+        """Yield a line of JSON per entry."""
+        for entry in self._items:
+            yield entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False)
+
+    def extended(self, entries: list[dict[str, str]]) -> "TTDSEntries":
+        """Return these entries and more.
+
+        Args:
+            entries: The others.
+        """
+        more = TTDSEntries(self._items)
+        more._items += entries
+        more.labels = self.labels.extended(more)
+        return more
+
+    def without(self, rows: set[int]) -> "TTDSEntries":
+        """Return these entries but some.
+
+        Args:
+            rows: The rows that go.
+        """
+        return TTDSEntries(entry for row, entry in enumerate(self._items) if row not in rows)
+
+
+class TTDSLabels:
+    """Brand and categories of items as numbers, -1 for none; indexed by a tensor of rows.
+
+    Args:
+        entries: The catalogue's entries.
+    """
+
+    def __init__(self, entries: TTDSEntries):
+        self.entries, self.table = entries, torch.full((len(entries), 2), UNREAD, dtype=torch.int)
+        self.numbers = {}  # of values, by what they were first seen at
+
+    def __getitem__(self, items: Tensor) -> Tensor:
+        rows = items.cpu()
+        for row in rows[self.table[rows, 0] == UNREAD].unique().tolist():
+            entry, numbers = self.entries[row], []
+            for column, name in enumerate(("brand", "categories")):
+                value = entry.get(name, "")
+                # No other value has that number, whichever threads ask at once.
+                number = self.numbers.setdefault((name, value), 2 * row + column)
+                numbers.append(number if value else -1)
+            self.table[row] = torch.tensor(numbers, dtype=torch.int)
+        return self.table[rows].to(items.device)
+
+    def extended(self, entries: TTDSEntries) -> "TTDSLabels":
+        """Return the labels of these entries and more.
+
+        Args:
+            entries: All of them.
+        """
+        more = TTDSLabels(entries)
+        more.table[: len(self.table)] = self.table
+        more.numbers = self.numbers
+        return more
+
+
+class TTDSRoom:
+    """Memory of a table that grows by rows: what is there is neither copied nor written into.
+
+    Models that share a table share its room; the first to add rows has them behind the table, a
+    later one copies it.
+    """
+
+    def __init__(self):
+        self.lock, self.memory, self.used = threading.Lock(), torch.empty(0), 0
+
+    def __reduce__(self):  # a copy of a model has tables of its own
+        return TTDSRoom, ()
+
+    def appended(self, table: Tensor, rows: Tensor) -> Tensor:
+        """Return a table with more rows, whose first ones lie where they lay if there is room.
+
+        Args:
+            table: The table, (num_rows, dim).
+            rows: What comes behind it, (num_new, dim).
+        """
+        with self.lock:
+            first, end = len(table), len(table) + len(rows)
+            same = self.memory.data_ptr() == table.data_ptr() and self.memory.dtype == table.dtype
+            if not same or self.used != first or len(self.memory) < end:
+                self.memory = table.new_empty(end + end // ROOM + ROOM, *table.shape[1:])
+                self.memory[:first] = table
+            # Not through autograd's counter: it would say that the first rows have changed.
+            self.memory.data[first:end] = rows
+            self.used = end
+            return self.memory.data[:end]
