@@ -1,0 +1,120 @@
+"""Bring a trained model up to today's data: new items, counts and re-ranker; no weight changes.
+
+python recipes/update.py --model outputs/demo --dataset_name FOLDER --output_dir outputs/today
+
+The data set is the whole log as it is now: what the model was trained on, and what came since.
+Measure the result by `recipes/evaluate.py --model outputs/today --dataset_name FOLDER`.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+from recipes.config import DataOptions, IndexOptions
+from recipes.data.origin import data_identity
+from recipes.data.split import check_split, split_data
+from recipes.errors import Parser, one_sentence
+from recipes.evaluation import report
+from recipes.hub import card
+from recipes.hub.saved import HOW, add_data_arguments, load_model, read_as_trained
+from recipes.index.embeddings import given_text_embeddings
+from recipes.ranking.reranker import NUM_FOLDS
+from recipes.serving.updating import (
+    check_known,
+    fit_ranking,
+    follow_catalogue,
+    newest_users,
+    reranker_options,
+)
+
+FIT_USERS = 5_000
+
+
+def main() -> None:
+    """Read, check, add and drop items, fit what counts, save."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    add_data_arguments(parser)
+    parser.add_argument("--output_dir", required=True, type=Path, help="a folder that is not there")
+    parser.add_argument("--text_embeddings", help="those of the data set's items, if they are made")
+    parser.add_argument(
+        "--fit_users", type=int, default=FIT_USERS, help="priors and re-ranker see so many, newest"
+    )
+    parser.add_argument("--num_beams", type=int, default=50)
+    arguments = parser.parse_args()
+    output = arguments.output_dir
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise ValueError(f"`--output_dir` {output} is there already; name another.")
+    for name, least in (("fit_users", 2 * NUM_FOLDS), ("num_beams", 1)):
+        value = getattr(arguments, name)
+        if value < least:
+            raise ValueError(f"`--{name}` is {value}; it must be at least {least}.")
+    begun = time.perf_counter()
+    model = load_model(arguments.model)
+    config, known = model.config, saved_facts(arguments.model)
+    trained = config.trained_on
+    if not trained:
+        raise ValueError(
+            f"{arguments.model} does not say what it was trained on, as models of before version "
+            "0.2 do not; train it anew by recipes/sft.py."
+        )
+    data, _, _ = read_as_trained(arguments, config)
+    check_known(model, arguments.model, data)
+    exclude_seen = arguments.exclude_seen
+    split = split_data(data, config.exclude_seen if exclude_seen is None else exclude_seen)
+    check_split(split)
+    options = reranker_options(model, known, split)
+    index = IndexOptions(
+        text_encoder=config.text_encoder, text_embeddings=arguments.text_embeddings
+    )
+    text = given_text_embeddings(index, arguments.dataset_name, split.num_items)
+
+    new, gone = follow_catalogue(model, split, text)
+    print(f"{new:,} items are new, {gone:,} have gone, {split.num_items:,} are there.")
+    seed = trained["options"]["seed"]
+    if options.memory:
+        newest = newest_users(split, arguments.fit_users, seed)
+        fit_ranking(model, newest, options, arguments.num_beams, seed)
+    said = [name for name in HOW if getattr(arguments, name) is not None]
+    read = DataOptions(**{name: getattr(arguments, name) for name in said})
+    chosen = trained["options"] | {name: getattr(read, name) for name in said}
+    identity = data_identity(data)
+    # What towers and language model know stays what they once learnt.
+    before = trained.get("learnt_from") or {name: trained[name] for name in identity}
+    config.trained_on = trained | identity | {"options": chosen, "learnt_from": before}
+    config.exclude_seen = split.exclude_seen
+    seconds = round(time.perf_counter() - begun, 1)
+    facts = known | {
+        "dataset": arguments.dataset_name or card.GENERATED_DATA,
+        "data": card.data_facts(arguments.dataset_name, data),
+        "data_sha256": data.sha256,
+        "options": known.get("options", {}) | {"dataset_name": arguments.dataset_name},
+        "updated": {"seconds": seconds, "new_items": new, "learnt_from": before},
+    }
+    scratch = output.with_name(f"{output.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    report.write_json(scratch / "metrics.json", facts)
+    scratch.replace(output)
+    named = f" --dataset_name {arguments.dataset_name}" if arguments.dataset_name else ""
+    print(f"{output} is up to date after {seconds:,.0f} s. Measure it:\n")
+    print(f"    python recipes/evaluate.py --model {output}{named}")
+
+
+def saved_facts(name: str) -> dict:
+    """Return what metrics.json beside a model says that an update does not change.
+
+    Args:
+        name: Folder or Hub id.
+    """
+    file = cached_file(name, "metrics.json", _raise_exceptions_for_missing_entries=False)
+    facts = json.loads(Path(file).read_text("utf-8")) if file else {}
+    measured = ("validation", "test", "model_sha256")
+    return {name: part for name, part in facts.items() if name not in measured}
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()
