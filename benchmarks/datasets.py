@@ -5,6 +5,17 @@ python -m benchmarks.datasets --name scientific --dataset_name FOLDER
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--name", required=True, help="Name of the data set in the results.")
+    parser.add_argument("--dataset_name", help="Folder; the generated data by default.")
+    ARGUMENTS = parser.parse_args()
+
 import time
 
 from benchmarks.result import write_result
@@ -13,12 +24,12 @@ from recipes.data.load import load_data
 from recipes.hub.card import data_facts
 
 
-def main() -> None:
-    """Read the data set and write its counts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--name", required=True, help="name of the data set in the results")
-    parser.add_argument("--dataset_name", help="its folder; the generated data set by default")
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Read the data set and write its counts.
+
+    Args:
+        arguments: The command line.
+    """
     begun = time.perf_counter()
     data, _ = load_data(DataOptions(dataset_name=arguments.dataset_name), seed=0)
     facts = data_facts(arguments.dataset_name, data)
@@ -28,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

@@ -6,6 +6,15 @@ python -m benchmarks.first_minute
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.parse_args()
+
 import contextlib
 import io
 import json
@@ -39,7 +48,6 @@ def printed(code: str) -> str:
 
 def main() -> None:
     """Run the block and write its output."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     begun = time.perf_counter()
     code = first_block()
     shown = {"code": code, "output": printed(code)}

@@ -3,6 +3,16 @@
 python -m benchmarks.full_tables
 """
 
+import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.parse_args()
+
 import csv
 import io
 import statistics

@@ -6,6 +6,16 @@ Each SVG records the SHA-256 of what it shows, so a test can tell that it is of 
 any version of matplotlib.
 """
 
+import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.parse_args()
+
 import hashlib
 import json
 import statistics
