@@ -24,6 +24,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+
 from recipes.data.split import Split, split_data
 from recipes.data.toyshop import generate
 from recipes.tuning.wordings import (
@@ -70,7 +72,10 @@ class Past:
         self.fields = split.data.catalogue.fields
         self.histories = split.training
         if held_out:
-            self.histories = [split.history(user, "test") for user in range(len(split.training))]
+            self.histories = [
+                np.append(history, target) if target >= 0 else history
+                for history, target in zip(split.training, split.validation_targets, strict=True)
+            ]
         self.buyers: list[list[tuple[int, int]]] = [[] for _ in range(split.num_items)]
         for user, history in enumerate(split.training):
             for moment, item in enumerate(history.tolist()):
