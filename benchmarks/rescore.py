@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
     row = json.loads((RESULTS / f"{arguments.name}.json").read_text("utf-8"))
     options = DataOptions(arguments.dataset_name, **protocol(row))
     if arguments.referee and options.split == "timeline":
-        parser.error(f"{arguments.name} is of a timeline; a referee splits by leave-one-out.")
+        raise SystemExit(f"{arguments.name} is of a timeline; a referee splits by leave-one-out.")
     data, _ = load_data(options, row["seed"])
     if data.sha256 != row["data_sha256"]:
         raise SystemExit(

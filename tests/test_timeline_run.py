@@ -7,6 +7,7 @@ import pytest
 
 from modeling_ttds import TTDSForCausalLM
 from recipes import evaluate
+from recipes.evaluation.report import lists_folder
 from tests.test_data_of_a_run import ITEMS, ROWS, call, metrics, train, write  # noqa: F401
 
 
@@ -48,23 +49,27 @@ def test_a_run_on_a_timeline_and_what_is_refused_afterwards(run, train, call, tm
     memory = model.cooccurrence
     assert memory.starts[40] == memory.starts[42] and not memory.items[40:].any()
 
-    before = (folder / "run.jsonl").read_text()
+    before = (lists_folder(folder) / "run.jsonl").read_text()
     asked = ["--model", folder, "--dataset_name", data, "--num_beams", 20]
     code, _, said = call(evaluate, *asked)
     assert code == 0, said
-    assert (folder / "run.jsonl").read_text() == before
+    assert (lists_folder(folder) / "run.jsonl").read_text() == before
     assert len(before.splitlines()) == 60
     assert metrics(folder)["towers"] == found["towers"], "what the run wrote stays"
     code, _, said = call(evaluate, *asked, "--split", "leave_one_out")
     assert code == 2 and "was trained on `split` 'timeline', so it may have seen targets" in said
-    assert (folder / "run.jsonl").read_text() == before
-    code, _, said = call(evaluate, *asked, "--targets", "validation", "--output", tmp_path)
+    assert (lists_folder(folder) / "run.jsonl").read_text() == before
+    other = tmp_path / "other"
+    other.mkdir()
+    code, _, said = call(evaluate, *asked, "--targets", "validation", "--output", other)
     assert code == 0, said
-    lists = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    lists = [
+        json.loads(line) for line in (lists_folder(other) / "run.jsonl").read_text().splitlines()
+    ]
     assert len(lists) == 60 and not any("42" in line["items"] for line in lists)
 
-    for other in (["--seed", "1"], [*how, "--timeline_target", "last"]):
-        code, _, said = train(data, *other, "--resume_from_checkpoint", "true")
+    for otherwise in (["--seed", "1"], [*how, "--timeline_target", "last"]):
+        code, _, said = train(data, *otherwise, "--resume_from_checkpoint", "true")
         assert code == 2 and "belongs to other data or options: this run has" in said
     code, _, said = train(data, "--split", "in_time", output="none")
     assert code == 2 and "`split` is 'in_time'; it must be one of leave_one_out, timeline" in said

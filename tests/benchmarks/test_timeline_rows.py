@@ -1,7 +1,7 @@
 """Baselines on a timeline: every method ranks items it was not fitted on, and results say so."""
 
+import argparse
 import json
-import sys
 
 import pytest
 import torch
@@ -31,12 +31,13 @@ def measured(tmp_path_factory):
                 patch.setattr(module, "LISTS", folder / "lists")
         patch.setitem(baseline.GRIDS, baseline.SASREC, [{"max_epochs": 2, "hidden_size": 8}])
         for method in METHODS:
-            command = [
-                "baseline.py", "--name", "shop", "--dataset_name", str(data), "--method",
-                result.slug(method), "--split", "timeline", "--max_configurations", "1",
-            ]  # fmt: skip
-            patch.setattr(sys, "argv", command)
-            baseline.main()
+            baseline.main(
+                argparse.Namespace(
+                    name="shop", dataset_name=str(data), method=result.slug(method), seed=0,
+                    tie_break="published", split="timeline", timeline_target="first",
+                    encoder=None, max_configurations=1,
+                )
+            )  # fmt: skip
         yield folder
 
 
@@ -55,16 +56,13 @@ def test_rows_of_a_timeline_stay_out_of_other_tables_and_can_be_rescored(measure
     rows = [json.loads(file.read_text()) for file in (measured / "results").iterdir()]
     assert result.ranking_runs(rows, "shop") == {}
     assert set(result.ranking_runs(rows, "shop", "timeline")) == set(METHODS)
-    command = [
-        "rescore.py", "shop-timeline-popularity-seed0", "--dataset_name", str(measured / "data"),
-        "--lists", str(measured / "lists"), "--output", str(measured / "out"),
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", command)
-    rescore.main()
+    asked = {"name": "shop-timeline-popularity-seed0", "dataset_name": str(measured / "data")}
+    asked |= {"lists": str(measured / "lists"), "output": measured / "out", "referee": None}
+    monkeypatch.setattr(rescore, "RESULTS", measured / "results")
+    rescore.main(argparse.Namespace(**asked))
     assert len((measured / "out" / "run.jsonl").read_text().splitlines()) == 60
-    monkeypatch.setattr(sys, "argv", [*command, "--referee", "score.py"])
-    with pytest.raises(SystemExit):
-        rescore.main()
+    with pytest.raises(SystemExit, match="is of a timeline; a referee splits by leave-one-out"):
+        rescore.main(argparse.Namespace(**asked | {"referee": "score.py"}))
 
 
 def test_split_and_ties_are_one_word_in_names():
