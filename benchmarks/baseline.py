@@ -4,14 +4,19 @@ python -m benchmarks.baseline --name scientific --dataset_name FOLDER --method e
 python -m benchmarks.baseline --name scientific --dataset_name FOLDER --method all
 python -m benchmarks.baseline --name toys --dataset_name FOLDER
     --method sasrec-full-cross-entropy --max_configurations 3
+python -m benchmarks.baseline --name beauty --dataset_name FOLDER --method all --split timeline
+
+python -m benchmarks.baseline --name scientific --dataset_name FOLDER --method dense-text
+    --encoder FOLDER_OR_HUB_ID
 
 Every method has the same budget of at most twelve configurations; the JSON holds what each scored.
-Markov chain + text starts from what Markov chain chose. Of SASRec and the bilinear similarity,
-seed 0 tunes and other seeds take what it chose; `all` is all others.
+Markov chain + text starts from what Markov chain chose. Of SASRec, the bilinear similarity and
+dense text, seed 0 tunes and other seeds take what it chose; `all` is all others.
 """
 
 import argparse
 
+from recipes.config import SPLITS, TIMELINE_TARGETS
 from recipes.errors import HelpFormatter
 
 if __name__ == "__main__":  # before the imports that take seconds
@@ -33,6 +38,16 @@ if __name__ == "__main__":  # before the imports that take seconds
         help="Order of interactions with the same timestamp.",
     )
     parser.add_argument(
+        "--split", default=SPLITS[0], choices=SPLITS, help="What is training, what is a target."
+    )
+    parser.add_argument(
+        "--timeline_target",
+        default=TIMELINE_TARGETS[0],
+        choices=TIMELINE_TARGETS,
+        help="Which interaction after a cut is the target.",
+    )
+    parser.add_argument("--encoder", help="Folder or Hub id that dense-text starts from.")
+    parser.add_argument(
         "--max_configurations", type=int, help="Try the first so many; all by default."
     )
     ARGUMENTS = parser.parse_args()
@@ -42,19 +57,24 @@ import json
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
+import torch
 
-from benchmarks.result import RESULTS, result_name, slug, write_result
+from benchmarks.result import RESULTS, order_name, result_name, slug, write_result
 from recipes.data.split import Split, split_data
 from recipes.data.tables import read_data
 from recipes.evaluation.baselines.bilinear import (
     BilinearSettings,
     fit_bilinear,
     rank_bilinear,
+)
+from recipes.evaluation.baselines.dense_text import (
+    DenseTextSettings,
+    fit_dense_text,
+    rank_dense_text,
 )
 from recipes.evaluation.baselines.ease import ease
 from recipes.evaluation.baselines.markov import markov_chain, markov_chain_and_text
@@ -68,6 +88,7 @@ TOP_K = 20
 COLLABORATIVE_DIM = 128  # as in the YAML files of the data sets
 COUNTS, TEXT = "Markov chain", "Markov chain + text"
 SASREC, SIMILARITY = "SASRec, full cross-entropy", "bilinear similarity"
+DENSE_TEXT = "dense text"
 
 
 def grid(**values: tuple) -> list[dict]:
@@ -85,6 +106,7 @@ GRIDS = {
     "item-kNN": grid(power=(0.1, 0.3, 0.0, 0.5), decay=(0.65, 0.5, 0.8)),
     "EASE": grid(l2=(200.0, 1000.0, 50.0, 10.0), decay=(0.5, 0.35, 0.8)),
     SIMILARITY: grid(num_epochs=(4, 8), scale=(3.0, 5.0, 2.0)),
+    DENSE_TEXT: grid(learning_rate=(1e-4, 3e-5), temperature=(0.05, 0.02)),
     SASREC: grid(num_layers=(2, 1), dropout=(0.5, 0.2), hidden_size=(64, 128)),
 }
 FUNCTIONS = {
@@ -97,7 +119,7 @@ FUNCTIONS = {
 
 
 def fit(
-    split: Split, method: str, config: dict, seed: int, folder: Path
+    split: Split, method: str, config: dict, seed: int, folder: Path, encoder: str | None = None
 ) -> Callable[[str, int], np.ndarray]:
     """Return the function from `"validation"` or `"test"` and a length to ranked lists.
 
@@ -107,34 +129,56 @@ def fit(
         config: Its settings.
         seed: Seed of what is random.
         folder: The data set, for its text embeddings.
+        encoder: What dense text starts from.
     """
-    if method == SASREC:
-        return partial(rank_sasrec, fit_sasrec(split, SASRecSettings(**config), seed), split)
+    known, text = split.view("training"), None
     if method in (TEXT, SIMILARITY):
         text = read_text_embeddings(folder / "text_embeddings.safetensors", split.num_items)
+        text = split.in_order(text)
+    if method == SASREC:
+        sasrec = fit_sasrec(known, SASRecSettings(**config), seed)
+        return lambda which, top_k: rank_sasrec(sasrec, split.view(which), which, top_k)
+    if method == DENSE_TEXT:
+        dense = fit_dense_text(known, encoder, DenseTextSettings(**config), seed)
+        return lambda which, top_k: rank_dense_text(dense, split.view(which), which, top_k)
     if method == SIMILARITY:
         collaborative = collaborative_embeddings(
-            split.training, split.num_items, COLLABORATIVE_DIM, seed
+            known.training, known.num_items, COLLABORATIVE_DIM, seed
         )
-        model = fit_bilinear(split, [text, collaborative], BilinearSettings(**config), seed)
-        return partial(rank_bilinear, model, split)
-    if method == TEXT:
-        config = config | {"text": text.numpy()}
-    return partial(FUNCTIONS[method], split, **config)
+        tables = [text[: known.num_items], collaborative]
+        similarity = fit_bilinear(known, tables, BilinearSettings(**config), seed)
+
+        def ranker(which: str, top_k: int) -> np.ndarray:
+            view = split.view(which)
+            nothing = collaborative.new_zeros(
+                view.num_items - len(collaborative), COLLABORATIVE_DIM
+            )
+            tables = [text[: view.num_items], torch.cat([collaborative, nothing])]
+            return rank_bilinear(similarity.over(tables), view, which, top_k)
+
+        return ranker
+
+    def counted(which: str, top_k: int) -> np.ndarray:
+        view = split.view(which)
+        more = {} if text is None else {"text": text[: view.num_items].numpy()}
+        return FUNCTIONS[method](view, which, top_k, **config, **more)
+
+    return counted
 
 
 def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
     """Tune and evaluate one method, and write its result."""
     begun = time.perf_counter()
-    name = result_name(arguments.name, arguments.tie_break, method, arguments.seed)
+    order = order_name(arguments.tie_break, arguments.split, arguments.timeline_target)
+    name = result_name(arguments.name, order, method, arguments.seed)
     configs, source = GRIDS[method][: arguments.max_configurations], None
     tuning = {"configurations": len(configs), "validation NDCG@10": []}
     if method == TEXT:
         source = COUNTS
-    elif method in (SASREC, SIMILARITY) and arguments.seed:
+    elif method in (SASREC, SIMILARITY, DENSE_TEXT) and arguments.seed:
         source, configs, tuning["configurations"] = method, [{}], 0
     if source:
-        tuned = RESULTS / f"{result_name(arguments.name, arguments.tie_break, source, 0)}.json"
+        tuned = RESULTS / f"{result_name(arguments.name, order, source, 0)}.json"
         if not tuned.exists():
             raise FileNotFoundError(f"{name} takes settings of {tuned}; make that result first.")
         settings = json.loads(tuned.read_text("utf-8"))["config"]
@@ -142,9 +186,11 @@ def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
         tuning["settings of"] = tuned.name
     best = None
     for config in configs:
-        ranker = fit(split, method, config, arguments.seed, Path(arguments.dataset_name))
+        ranker = fit(
+            split, method, config, arguments.seed, Path(arguments.dataset_name), arguments.encoder
+        )
         lists = ranker("validation", TOP_K).tolist()
-        validation = evaluate_run(split, "validation", lists)
+        validation = evaluate_run(split.view("validation"), "validation", lists)
         score = validation["NDCG@10"]
         tuning["validation NDCG@10"].append(config | {"NDCG@10": score})
         print(f"{name} {config}: validation NDCG@10 {score:.4f}", flush=True)
@@ -156,9 +202,11 @@ def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:
         "dataset": arguments.name,
         "method": method,
         "tie_break": arguments.tie_break,
+        "split": arguments.split,
+        "timeline_target": arguments.timeline_target,
         "config": config,
         "tuning": tuning,
-        "data_sha256": split.data.sha256,
+        "data_sha256": split.data_sha256,
         "validation": validation,
         "test": evaluate_run(split, "test", lists),
     }
@@ -174,8 +222,12 @@ def main(arguments: argparse.Namespace) -> None:
     methods = {slug(method): method for method in GRIDS}
     if arguments.method not in (*methods, "all"):
         raise SystemExit(f"`--method` is {arguments.method!r}; take {', '.join(methods)} or all.")
+    if methods.get(arguments.method) == DENSE_TEXT and arguments.encoder is None:
+        raise SystemExit("`--method` dense-text needs --encoder, what it starts from; name one.")
     data = read_data(arguments.dataset_name, tie_break=arguments.tie_break, seed=arguments.seed)
-    split = split_data(data)
+    split = split_data(
+        data, split=arguments.split, timeline_target=arguments.timeline_target, seed=arguments.seed
+    )
     for method in FUNCTIONS if arguments.method == "all" else [methods[arguments.method]]:
         measure(arguments, split, method)
 

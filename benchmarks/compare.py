@@ -9,6 +9,7 @@ them, per user.
 
 import argparse
 
+from recipes.config import SPLITS
 from recipes.errors import HelpFormatter
 
 if __name__ == "__main__":  # before the imports that take seconds
@@ -22,6 +23,9 @@ if __name__ == "__main__":  # before the imports that take seconds
         default="published",
         choices=("published", "shuffled"),
         help="Order of interactions with the same timestamp.",
+    )
+    parser.add_argument(
+        "--split", default=SPLITS[0], choices=SPLITS, help="Which split's results are compared."
     )
     parser.add_argument("--lists", help="Folder of the ranked lists; outputs/lists by default.")
     ARGUMENTS = parser.parse_args()
@@ -37,6 +41,7 @@ from benchmarks.result import (
     LISTS,
     best_baseline,
     dataset_name,
+    order_name,
     ranking_runs,
     read_run,
     result_name,
@@ -106,16 +111,16 @@ def compare(split: Split, dataset: str, tie_break: str, lists: Path = LISTS) -> 
     Args:
         split: The split of the data set.
         dataset: Its name in the results.
-        tie_break: Its order of ties.
+        tie_break: As of `order_name`.
         lists: Folder of the ranked lists.
     """
     # A run on another shuffle has other targets and can't be paired.
-    rows = [row for row in results() if row.get("data_sha256") == split.data.sha256]
+    rows = [row for row in results() if row.get("data_sha256") == split.data_sha256]
     methods = ranking_runs(rows, dataset, tie_break)
     if TTDS not in methods or (best := best_baseline(methods)) is None:
         raise SystemExit(
             f"benchmarks/results has no {TTDS} and a baseline on {dataset} ({tie_break}) with "
-            f"`data_sha256` {split.data.sha256}: run benchmarks/recipe.py and "
+            f"`data_sha256` {split.data_sha256}: run benchmarks/recipe.py and "
             "benchmarks/baseline.py on this data set first."
         )
     targets = split.targets("test")[split.users("test")]
@@ -142,7 +147,7 @@ def compare(split: Split, dataset: str, tie_break: str, lists: Path = LISTS) -> 
     return {
         "compare": dataset,
         "tie_break": tie_break,
-        "data_sha256": split.data.sha256,
+        "data_sha256": split.data_sha256,
         "resamples": RESAMPLES,
         "of": {"method": TTDS, "seeds": [run["seed"] for run in methods[TTDS]]},
         "best_baseline": best,
@@ -158,14 +163,13 @@ def main(arguments: argparse.Namespace) -> None:
     """
     begun = time.perf_counter()
     options = DataOptions(dataset_name=arguments.dataset_name, tie_break=arguments.tie_break)
-    split = split_data(load_data(options)[0])
+    split = split_data(load_data(options)[0], split=arguments.split)
+    order = order_name(arguments.tie_break, arguments.split)
     try:
-        content = compare(
-            split, arguments.name, arguments.tie_break, Path(arguments.lists or LISTS)
-        )
+        content = compare(split, arguments.name, order, Path(arguments.lists or LISTS))
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from None
-    name = dataset_name(arguments.name, arguments.tie_break)
+    name = dataset_name(arguments.name, order)
     write_result(f"{name}-compare", 0, time.perf_counter() - begun, content)
     for method, found in content["against"].items():
         print(method, found["slices"]["all"])

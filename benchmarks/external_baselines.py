@@ -16,7 +16,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--method", required=True, help="Whose: tiger, rpg or sasrec.")
+    parser.add_argument("--method", required=True, help="Whose: tiger, rpg, sasrec or esasrec.")
     parser.add_argument("--dataset_name", required=True, help="Folder of the data set.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of everything drawn at random.")
     ARGUMENTS = parser.parse_args()
@@ -84,6 +84,12 @@ SASREC = {
     "n_blocks": 2, "n_heads": 4, "session_max_len": 20, "lr": 0.001, "batch_size": 128,
     "epochs": 200,
 }  # fmt: skip
+# As its authors ran it on beauty, blondered/transformer_benchmark, configs/paper/loo.
+ESASREC = {
+    "n_factors": 256, "n_blocks": 1, "n_heads": 1, "session_max_len": 50, "dropout_rate": 0.2,
+    "transformer_layers_kwargs": {"ff_factors_multiplier": 4}, "use_key_padding_mask": True,
+    "loss": "sampled_softmax", "n_negatives": 256, "lr": 0.001, "batch_size": 128, "epochs": 200,
+}  # fmt: skip
 EXTERNAL_BASELINES = {
     "tiger": ExternalBaseline(
         "TIGER (cornac)",
@@ -97,6 +103,7 @@ EXTERNAL_BASELINES = {
     "sasrec": ExternalBaseline(
         "SASRec (RecTools)", "rectools", [SASREC | {"n_factors": 128, "dropout_rate": 0.5}]
     ),
+    "esasrec": ExternalBaseline("eSASRec (RecTools)", "rectools", [ESASREC]),
 }
 
 

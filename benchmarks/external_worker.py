@@ -136,10 +136,11 @@ def cornac(method: str, histories: Histories, config: dict) -> dict:
     return result
 
 
-def rectools(histories: Histories, config: dict) -> dict:
+def rectools(method: str, histories: Histories, config: dict) -> dict:
     """Train RecTools' SASRec until validation has not improved for a while; keep the best lists.
 
     Args:
+        method: `"sasrec"`, or `"esasrec"`, which has LiGR layers (arXiv:2508.06450).
         histories: What it may know.
         config: Arguments of the class; `epochs` at most, `seed` for Lightning.
 
@@ -150,6 +151,7 @@ def rectools(histories: Histories, config: dict) -> dict:
     from pytorch_lightning import seed_everything
     from rectools.dataset import Dataset
     from rectools.models import SASRecModel
+    from rectools.models.nn.transformers.ligr import LiGRLayers
 
     def dataset(which: str) -> Dataset:
         rows = [
@@ -168,8 +170,10 @@ def rectools(histories: Histories, config: dict) -> dict:
     seed_everything(config["seed"])
     known = {which: dataset(which) for which in ("validation", "test")}
     targets = [histories.validation_targets[user] for user in histories.users]
+    layers = {"transformer_layers_type": LiGRLayers} if method == "esasrec" else {}
     model = SASRecModel(
         **{name: value for name, value in config.items() if name != "seed"},
+        **layers,
         recommend_torch_device="cpu",
     )
     curve, result = [], {}
@@ -186,18 +190,16 @@ def rectools(histories: Histories, config: dict) -> dict:
 def main() -> None:
     """Train, ask every user, and write the lists."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("method", metavar="METHOD", help="Whose: tiger, rpg or sasrec.")
+    parser.add_argument("method", metavar="METHOD", help="Whose: tiger, rpg, sasrec or esasrec.")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="Histories and embeddings.")
     parser.add_argument("config", metavar="CONFIG", type=json.loads, help="Settings, as JSON.")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="File to write.")
     arguments = parser.parse_args()
     method, config, output = arguments.method, arguments.config, arguments.output
     histories = read_histories(arguments.folder)
-    package = "rectools" if method == "sasrec" else "cornac"
+    package, train = ("rectools", rectools) if "sasrec" in method else ("cornac", cornac)
     begun = time.perf_counter()
-    result = (
-        rectools(histories, config) if method == "sasrec" else cornac(method, histories, config)
-    )
+    result = train(method, histories, config)
     result |= {
         "package": f"{package} {version(package)}",
         "config": config,

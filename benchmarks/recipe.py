@@ -38,7 +38,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.result import result_name, write_result
+from benchmarks.result import order, protocol, result_name, write_result
 from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY, TTDS
 
@@ -111,7 +111,7 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     metrics = json.loads((output / "metrics.json").read_text())
     lists = lists_of(output, metrics)
-    tie_break = metrics["options"]["tie_break"]
+    measured = {"config": metrics["options"]}
     for row, test in metrics["test"].items():
         if arguments.method and row != LM_ONLY:
             continue
@@ -120,12 +120,12 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
         if row in report.BASELINES and metrics["options"]["dataset_name"]:
             continue  # benchmarks/baseline.py tunes them
         method = f"{row} ({arguments.variant})" if arguments.variant else arguments.method or row
-        name = result_name(arguments.name, tie_break, method, arguments.seed)
+        name = result_name(arguments.name, order(measured), method, arguments.seed)
         content = {
             "dataset": arguments.name,
-            "tie_break": tie_break,
+            **protocol(measured),
             "method": method,
-            "config": metrics["options"],
+            **measured,
             "data_sha256": metrics["data_sha256"],
             "towers": metrics["towers"],
             "peak_memory_mb": round(peak),

@@ -32,7 +32,7 @@ import json
 import subprocess
 import sys
 
-from benchmarks.result import LISTS, RESULTS, order, read_run
+from benchmarks.result import LISTS, RESULTS, protocol, read_run
 from recipes.config import DataOptions
 from recipes.data.load import load_data
 from recipes.data.split import split_data
@@ -52,20 +52,22 @@ def main(arguments: argparse.Namespace) -> None:
     if not (RESULTS / f"{arguments.name}.json").is_file():
         raise SystemExit(f"{RESULTS} has no {arguments.name}.json; name one of its results.")
     row = json.loads((RESULTS / f"{arguments.name}.json").read_text("utf-8"))
-    folder = arguments.dataset_name
-    data, _ = load_data(DataOptions(dataset_name=folder, tie_break=order(row)), row["seed"])
+    options = DataOptions(arguments.dataset_name, **protocol(row))
+    if arguments.referee and options.split == "timeline":
+        raise SystemExit(f"{arguments.name} is of a timeline; a referee splits by leave-one-out.")
+    data, _ = load_data(options, row["seed"])
     if data.sha256 != row["data_sha256"]:
         raise SystemExit(
             f"`data_sha256` of {arguments.name} is {row['data_sha256']}, that of "
-            f"{folder or 'the generated data'} is {data.sha256}: pass the data set of the result "
-            "as --dataset_name."
+            f"{arguments.dataset_name or 'the generated data'} is {data.sha256}: pass the data "
+            "set of the result as --dataset_name."
         )
     try:
         lists = read_run(arguments.name, Path(arguments.lists or LISTS))
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from None
     print(f"These are the recorded lists of {arguments.name}.", flush=True)
-    split = split_data(data)
+    split = split_data(data, True, options.split, options.timeline_target, row["seed"])
     metrics = evaluate_run(split, "test", lists)
     for key in sorted(metrics.keys() & row["test"].keys()):
         if metrics[key] != row["test"][key]:

@@ -71,13 +71,42 @@ def results() -> list[dict]:
     return [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("*.json"))]
 
 
-def order(row: dict) -> str:
-    """Return the order of ties a result was measured in, `"published"` or `"shuffled"`.
+def protocol(row: dict) -> dict[str, str]:
+    """Return the `tie_break`, `split` and `timeline_target` a result was measured with.
 
     Args:
         row: The result.
     """
-    return row.get("tie_break") or row.get("config", {}).get("tie_break", "published")
+    defaults = {"tie_break": "published", "split": "leave_one_out", "timeline_target": "first"}
+    config = row.get("config", {})
+    return {name: row.get(name) or config.get(name, value) for name, value in defaults.items()}
+
+
+def order(row: dict) -> str:
+    """Return the `order_name` a result was measured in.
+
+    Args:
+        row: The result.
+    """
+    return order_name(**protocol(row))
+
+
+def order_name(tie_break: str, split: str = "leave_one_out", timeline_target: str = "first") -> str:
+    """Return how split and order of ties are named, as one word in files and tables.
+
+    Args:
+        tie_break: `"published"` or `"shuffled"`.
+        split: `"leave_one_out"` or `"timeline"`.
+        timeline_target: Of a timeline `"first"`, `"last"` or `"random"`.
+
+    Returns:
+        E.g. `"published"`, `"shuffled"`, `"timeline"`, `"timeline-last-shuffled"`.
+    """
+    parts = []
+    if split == "timeline":
+        parts += ["timeline", *[timeline_target] * (timeline_target != "first")]
+    parts += [tie_break] * (tie_break != "published")
+    return "-".join(parts) or "published"
 
 
 def ranking_runs(
@@ -88,7 +117,7 @@ def ranking_runs(
     Args:
         rows: Results.
         dataset: Name of the data set in the results.
-        tie_break: `"published"` or `"shuffled"`.
+        tie_break: As of `order_name`.
     """
     methods = defaultdict(list)
     for row in rows:
@@ -118,7 +147,7 @@ def result_name(dataset: str, tie_break: str, method: str, seed: int) -> str:
 
     Args:
         dataset: Name of the data set in the results.
-        tie_break: `"published"` or `"shuffled"`.
+        tie_break: As of `order_name`.
         method: Name of the row.
         seed: Its seed.
     """
@@ -130,7 +159,7 @@ def dataset_name(dataset: str, tie_break: str) -> str:
 
     Args:
         dataset: Name of the data set in the results.
-        tie_break: `"published"` or `"shuffled"`.
+        tie_break: As of `order_name`.
     """
     return dataset if tie_break == "published" else f"{dataset}-{tie_break}"
 

@@ -31,6 +31,9 @@ RANGES = {
 }  # fmt: skip
 
 
+SPLITS, TIMELINE_TARGETS = ("leave_one_out", "timeline"), ("first", "last", "random")
+
+
 def _option(default, text: str):
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata={"help": text})
@@ -71,6 +74,14 @@ class DataOptions(_Group):
     )
     merge_repeats: bool = _option(
         False, "Merge a user's repeats in a row of the same item into one."
+    )
+    split: str = _option(
+        "leave_one_out",
+        "`leave_one_out`, or `timeline`: the same two moments end training and validation for all.",
+    )
+    timeline_target: str = _option(
+        "first",
+        "Which of a user's interactions after a cut is the target: `first`, `last`, `random`.",
     )
 
     def __post_init__(self):

@@ -5,12 +5,13 @@ beside it whose name ends in -lists.
 
 python recipes/evaluate.py --model outputs/demo
 python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --output FOLDER
+python recipes/evaluate.py --model FOLDER --dataset_name FOLDER --targets validation
 """
 
 import json
 from pathlib import Path
 
-from recipes.config import add_data_arguments
+from recipes.config import SPLITS, add_data_arguments
 from recipes.errors import Parser, one_sentence
 
 
@@ -22,11 +23,12 @@ def main() -> None:
         "--allow_other_data", action="store_true", help="Measure on data it was not trained on."
     )
     parser.add_argument(
-        "--split",
+        "--targets",
         default="test",
         choices=("validation", "test"),
         help="Whose targets are looked for.",
     )
+    parser.add_argument("--split", choices=SPLITS, help="As for training by default.")
     parser.add_argument("--num_beams", type=int, default=50, help="Prefixes kept per level.")
     parser.add_argument("--output", help="Folder to write to; by default the model's.")
     arguments = parser.parse_args()
@@ -36,12 +38,18 @@ def main() -> None:
     # They take seconds, which --help and a wrong option need not wait for.
     from transformers.utils import cached_file
 
-    from recipes.data.split import check_split, split_data
+    from recipes.data.split import check_split
     from recipes.evaluation import report
     from recipes.evaluation.report import LM_ONLY
     from recipes.hub.card import GENERATED_DATA
     from recipes.hub.files import model_sha256
-    from recipes.hub.saved import check_items, check_same_data, load_model, read_as_trained
+    from recipes.hub.saved import (
+        check_items,
+        check_same_data,
+        load_model,
+        read_as_trained,
+        split_as_trained,
+    )
 
     model = load_model(arguments.model)
     output = Path(arguments.output or arguments.model)
@@ -54,29 +62,30 @@ def main() -> None:
     data, shop, otherwise = read_as_trained(arguments, model.config)
     if not (otherwise or arguments.allow_other_data):
         check_same_data(model.config, arguments.model, data)
-    if check_items(model, arguments.model, data) != list(range(len(data.catalogue))):
-        raise ValueError(f"{arguments.model} was built on another catalogue than the data set's.")
-    exclude_seen = arguments.exclude_seen
-    split = split_data(data, model.config.exclude_seen if exclude_seen is None else exclude_seen)
+    split = split_as_trained(arguments, model.config, data)
     check_split(split)
-    rows = {}
+    if check_items(model, arguments.model, split.data) != list(range(split.num_items)):
+        raise ValueError(f"{arguments.model} was built on another catalogue than the data set's.")
+    which, rows = arguments.targets, {}
+    name = "leave_one_out" if split.views is None else "timeline"
+    split = split.view(which)
     for row in report.rows_of(model):
-        rows[row], lists = report.evaluate_model(
-            model, split, arguments.split, arguments.num_beams, row
-        )
-    rows[LM_ONLY] |= report.sid_metrics(model, split, arguments.split)
-    rows |= report.baseline_rows(split, arguments.split, shop)
-    report.write_run(report.lists_folder(output) / "run.jsonl", split, arguments.split, lists)
+        rows[row], lists = report.evaluate_model(model, split, which, arguments.num_beams, row)
+    rows[LM_ONLY] |= report.sid_metrics(model, split, which)
+    rows |= report.baseline_rows(split, which, shop)
+    report.write_run(report.lists_folder(output) / "run.jsonl", split, which, lists)
     content = {"dataset": arguments.dataset_name or GENERATED_DATA, "data_sha256": data.sha256}
+    content |= {"split": name}
     measured = model_sha256(Path(cached_file(arguments.model, "config.json")).parent)
     file = output / "metrics.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    if known.get("data_sha256") == data.sha256:
+    theirs = known.get("split") or known.get("options", {}).get("split", "leave_one_out")
+    if known.get("data_sha256") == data.sha256 and theirs == name:
         content = known  # what the training run wrote beside the model stays true of it
         if known.get("model_sha256", measured) != measured:  # but for figures of an earlier state
             content = {n: part for n, part in known.items() if n not in ("validation", "test")}
     content |= {"model_sha256": measured}
-    report.write_json(file, content | {arguments.split: content.get(arguments.split, {}) | rows})
+    report.write_json(file, content | {which: content.get(which, {}) | rows})
     print(report.table(rows))
 
 

@@ -56,21 +56,27 @@ def main(
 
     with report.stage("Read and split the data"):
         data, shop = load_data(options.data, seed)
-        split = split_data(data, options.evaluation.exclude_seen)
+        of_data = options.data
+        split = split_data(
+            data, options.evaluation.exclude_seen, of_data.split, of_data.timeline_target, seed
+        )
         check_split(split)
+        known = split.view("training")
     announce(split, training, options.reranker)
     with report.stage("Build tokenizer, examples and model"):
-        text = given_text_embeddings(options.index, options.data.dataset_name, split.num_items)
-        tokenizer = build_tokenizer(split, *shapes, backbone)
+        text = given_text_embeddings(options.index, of_data.dataset_name, split.num_items)
+        text = split.in_order(text)
+        text_of_known = None if text is None else text[: known.num_items]
+        tokenizer = build_tokenizer(known, *shapes, backbone)
         named = backbone and shown_name(backbone)
         made_of = origin(data, tokenizer.get_vocab(), options, named, seed)
         resume_from(training, made_of)
-        states = UserStates(split, options.examples.max_history)
-        examples = Examples(split, states, tokenizer, options.examples, seed, training.max_length)
-        model = build_model(split, tokenizer, *shapes, backbone, text, seed)
+        states = UserStates(known, options.examples.max_history)
+        examples = Examples(known, states, tokenizer, options.examples, seed, training.max_length)
+        model = build_model(known, tokenizer, *shapes, backbone, text_of_known, seed)
         model.config.exclude_seen, model.config.trained_on = split.exclude_seen, made_of
     with report.stage("Embed the items"):
-        embed_items(model, split, options.index, text, seed)
+        embed_items(model, known, options.index, text_of_known, seed)
     with report.stage("Fit both towers, give semantic IDs"):
         towers = build_sid_table(
             model,
@@ -82,14 +88,14 @@ def main(
         )
     with report.stage("Fit what profiles say of nodes"):
         profile_epochs = options.language_model.profile_epochs
-        fit_profiles(model, split.training, num_epochs=profile_epochs, seed=seed)
+        fit_profiles(model, known.training, num_epochs=profile_epochs, seed=seed)
     make_room(training, options.output)
     with report.stage("Tune the language model"):
         trainer = TTDSTrainer(
             model,
             training,
             examples=examples,
-            split=split,
+            split=known,
             refresh=options.refresh,
             evaluation=options.evaluation,
             backbone=model_config,
@@ -100,7 +106,9 @@ def main(
     model = trainer.tuned()
     num_beams, rerankers = options.evaluation.num_beams, folder / "rerankers"
     with report.stage("Fit priors and re-ranker, rank for every user"):
-        rows, lists = rank_users(model, split, shop, options.reranker, num_beams, seed, rerankers)
+        rows, lists = rank_users(
+            model, split, shop, options.reranker, num_beams, seed, rerankers, text
+        )
     facts = run_facts(options, backbone, seed, data) | {"towers": towers, "tuning": tuning}
     facts |= {"seconds": round(time.perf_counter() - begun, 1)}
     with report.stage("Save model, lists, picture and card"):

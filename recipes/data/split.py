@@ -1,11 +1,16 @@
-"""The split, leave-one-out or as given: what may be learnt from, what is predicted."""
+"""The split, leave-one-out, in time or as given: what may be learnt from, what is predicted."""
 
+import random
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from recipes.data.tables import Data
+from recipes.config import SPLITS, TIMELINE_TARGETS
+from recipes.data.tables import Catalogue, Data
+
+QUANTILES = (0.8, 0.9)  # of all timestamps: where training and validation end on a timeline
 
 
 @dataclass(frozen=True, eq=False)  # a split equals itself, so that results can be cached by it
@@ -15,26 +20,44 @@ class Split:
     Users with fewer than three interactions are kept whole for training and have no targets. Where
     the data set gives splits, the targets are the first ones of a user in there.
 
+    A timeline is cut at two moments for all users, as a global temporal split (Gusak et al. 2025,
+    arXiv:2507.16289): what precedes the first cut trains, what lies between validates, what follows
+    is the test. Its catalogue is in the order of appearance: items that somebody chose before the
+    first cut, items that came before the second, the rest. `view` is what was known at a cut.
+
     Args:
-        data: The data set that was split.
+        data: The data set that was split; of a timeline in its order.
         training: Per user, the item rows a model may be fitted on.
         validation_targets: Per user, an item row, or -1.
         test_targets: Per user, an item row, or -1.
-        validation: Per user, all item rows of the given validation split, None where none is given.
+        histories: Per `"validation"` and `"test"` and user, what precedes the target; None where
+            that is the training history, then the validation target.
         exclude_seen: Whether lists are ranked without the items of the history.
+        as_read: The data as they were read, where `data` are in another order.
+        order: Per item of a timeline, its row in the data as read; None where that is its own.
+        views: Per `"training"` and `"validation"`, what was known at the end of that period of a
+            timeline; None where all is known from the start.
     """
 
     data: Data
     training: list[np.ndarray]
     validation_targets: np.ndarray
     test_targets: np.ndarray
-    validation: list[np.ndarray] | None = None
+    histories: dict[str, list[np.ndarray]] | None = None
     exclude_seen: bool = True
+    as_read: Data | None = None
+    order: np.ndarray | None = None
+    views: dict[str, "Split"] | None = None
 
     @property
     def num_items(self) -> int:
         """Number of items in the catalogue."""
         return len(self.data.catalogue)
+
+    @property
+    def data_sha256(self) -> str:
+        """Hash of everything in the data set as it was read."""
+        return (self.as_read or self.data).sha256
 
     def targets(self, which: str) -> np.ndarray:
         """Return the targets of `"validation"` or `"test"`, -1 for users without one."""
@@ -46,12 +69,33 @@ class Split:
 
     def history(self, user: int, which: str) -> np.ndarray:
         """Return all that precedes the user's target: what a model may see at evaluation."""
+        if self.histories is not None:
+            return self.histories[which][user]
         history = self.training[user]
-        if which == "test" and self.validation is not None:
-            history = np.append(history, self.validation[user])
-        elif which == "test" and self.validation_targets[user] >= 0:
+        if which == "test" and self.validation_targets[user] >= 0:
             history = np.append(history, self.validation_targets[user])
         return history
+
+    def view(self, period: str) -> "Split":
+        """Return the split as it was known at the end of a period, with the items of then.
+
+        What is fitted on training histories takes the view of `"training"`, what is fitted or
+        chosen on validation targets that of `"validation"`. In the former, users whose validation
+        target appeared after training have none. Of any split but a timeline a view is the split
+        itself.
+
+        Args:
+            period: `"training"`, `"validation"` or `"test"`.
+        """
+        return (self.views or {}).get(period, self)
+
+    def in_order(self, table: Any) -> Any:
+        """Return the rows of a table of the data as read in the order of this catalogue.
+
+        Args:
+            table: An array or a tensor, one row per item of the data; None stays None.
+        """
+        return table if self.order is None or table is None else table[self.order]
 
     def repeated(self, which: str) -> int:
         """Return how many targets are in their user's history already."""
@@ -64,9 +108,7 @@ class Split:
             return np.zeros(0, dtype=int)
         timestamps, users = self.data.timestamps, []
         for user in self.users(which):
-            end = {"validation": -2, "test": -1}[which]
-            if self.validation is not None:
-                end = len(self.history(user, which))
+            end = len(self.history(user, which))
             if end != 0 and timestamps[user][end] > timestamps[user][end - 1]:
                 users.append(user)
         return np.asarray(users, dtype=int)
@@ -85,25 +127,61 @@ class Split:
         return np.bincount(np.concatenate(self.training), minlength=self.num_items)
 
 
-def split_data(data: Data, exclude_seen: bool = True) -> Split:
-    """Split as given, or by leave-one-out; say what is left out and what cannot be found.
+def split_data(
+    data: Data,
+    exclude_seen: bool = True,
+    split: str = "leave_one_out",
+    timeline_target: str = "first",
+    seed: int = 0,
+) -> Split:
+    """Split by leave-one-out, in time or as given; say what is left out and what cannot be found.
 
     Args:
         data: The data set.
         exclude_seen: Whether lists are ranked without the items of the history.
+        split: `"leave_one_out"`, which splits that the data set gives take the place of, or
+            `"timeline"`.
+        timeline_target: Which of a user's interactions after a cut is the target: `"first"`,
+            `"last"` or `"random"`.
+        seed: Seed of random targets.
+
+    Raises:
+        ValueError: The data have no timestamps or splits of their own, or an option is unknown.
     """
-    split = _leave_one_out(data) if data.given is None else _as_given(data)
-    split = replace(split, exclude_seen=exclude_seen)
+    check_timeline(split, timeline_target)
+    if split == "timeline":
+        made = _timeline(data, timeline_target, seed, exclude_seen)
+    else:
+        made = _leave_one_out(data) if data.given is None else _as_given(data)
+        made = replace(made, exclude_seen=exclude_seen)
     for which in ("validation", "test"):
-        repeated = split.repeated(which) if exclude_seen else 0
+        repeated = made.repeated(which) if exclude_seen else 0
         if repeated:
             print(
-                f"{repeated:,} of {len(split.users(which)):,} {which} targets are in their user's "
+                f"{repeated:,} of {len(made.users(which)):,} {which} targets are in their user's "
                 "history: no list shows what was chosen before, so they count as missed. "
                 "--merge_repeats true makes one of an item's runs, --exclude_seen false lets lists "
                 "show it again."
             )
-    return split
+    return made
+
+
+def check_timeline(split: str, timeline_target: str) -> None:
+    """Refuse values of the two options that name no split.
+
+    Args:
+        split: As of `split_data`.
+        timeline_target: As of `split_data`.
+
+    Raises:
+        ValueError: One of them is unknown.
+    """
+    for name, value, known in (
+        ("split", split, SPLITS),
+        ("timeline_target", timeline_target, TIMELINE_TARGETS),
+    ):
+        if value not in known:
+            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(known)}.")
 
 
 def check_split(split: Split) -> None:
@@ -119,10 +197,20 @@ def check_split(split: Split) -> None:
         raise ValueError("The data set has one item; a recommender needs two or more to choose of.")
     for which in ("validation", "test"):
         users = len(split.users(which))
+        if users == 0 and split.views is not None:
+            raise ValueError(
+                f"No user has a {which} target: none has interactions on both sides of the cut. "
+                "Pass --split leave_one_out, or data of a longer time."
+            )
         if users == 0:
             raise ValueError(
                 f"No user has a {which} target: each needs three interactions or more, and nobody "
                 "has them. Lower `min_interactions`, or give longer histories."
+            )
+        if which == "validation" and not len(split.view("training").users(which)):
+            raise ValueError(
+                "No validation target was chosen by anybody in training; `split` 'timeline' needs "
+                "items that last beyond the first cut. Pass --split leave_one_out."
             )
         if split.exclude_seen and split.repeated(which) == users:
             raise ValueError(
@@ -170,5 +258,140 @@ def _as_given(data: Data) -> Split:
         [history[:train] for history, (train, _, _) in pairs],
         np.array([h[end] if end < up_to else -1 for h, (end, up_to, _) in pairs]),
         np.array([h[end] if end < up_to else -1 for h, (_, end, up_to) in pairs]),
-        [history[train:end] for history, (train, end, _) in pairs],
+        {
+            "validation": [history[:train] for history, (train, _, _) in pairs],
+            "test": [history[:end] for history, (_, end, _) in pairs],
+        },
     )
+
+
+def _timeline(data: Data, target: str, seed: int, exclude_seen: bool) -> Split:
+    """Cut all histories at two moments.
+
+    An interaction at the moment of a cut lies after it. Of a user who has interactions on both
+    sides one of those after it is the target. An item is known from its first interaction on, for
+    its text may be of any time: one that nobody chose before the test is new at the test.
+    """
+    as_read, data = data, _in_time(data)
+    cuts = np.quantile(np.concatenate(data.timestamps), QUANTILES, method="lower")
+    # Per user, how many interactions precede either cut, and how many there are.
+    ends = np.array([[*np.searchsorted(times, cuts), len(times)] for times in data.timestamps])
+    data, order, known = _by_appearance(data, ends)
+    targets, histories = {}, {}
+    for column, which in enumerate(("validation", "test")):
+        places = []
+        for user, (begin, end) in zip(data.user_ids, ends[:, column : column + 2], strict=True):
+            places.append(begin)
+            if begin and begin < end and target == "last":
+                places[-1] = end - 1
+            elif begin and begin < end and target == "random":  # whoever else there may be
+                places[-1] = random.Random(f"{seed}-{which}-{user}").randrange(begin, end)
+        has = (ends[:, column] > 0) & (ends[:, column] < ends[:, column + 1])
+        lines = list(zip(data.histories, places, strict=True))
+        targets[which] = np.array(
+            [line[place] if yes else -1 for (line, place), yes in zip(lines, has, strict=True)]
+        )
+        histories[which] = [line[:place] for line, place in lines]
+    views = {}
+    for column, period in enumerate(("training", "validation")):
+        users, size = np.flatnonzero(ends[:, column]), known[column]
+        chosen = targets["validation"][users]
+        views[period] = Split(
+            _as_of(data, users, ends[users, column], size),
+            [data.histories[user][: ends[user, 0]] for user in users],
+            np.where(chosen < size, chosen, -1),
+            np.full(len(users), -1),
+            {
+                which: [rows[rows < size] for rows in (histories[which][user] for user in users)]
+                for which in histories
+            },
+            exclude_seen,
+            as_read,
+            order[:size],
+            dict(views),
+        )
+    training = [line[:end] for line, end in zip(data.histories, ends[:, 0], strict=True)]
+    test = targets["test"]
+    counts = [f"{(test >= size).sum():,}" for size in known]
+    print(
+        f"Training precedes {_day(cuts[0])}, the test begins on {_day(cuts[1])}: "
+        f"{(test >= 0).sum():,} users have a test target; {counts[0]} targets are items that "
+        f"nobody had chosen in training, {counts[1]} before the test."
+    )
+    return Split(
+        data, training, targets["validation"], test, histories, exclude_seen, as_read, order, views
+    )
+
+
+def _day(moment: float) -> np.datetime64:
+    return np.datetime64(int(moment), "s").astype("datetime64[D]")
+
+
+def _in_time(data: Data) -> Data:
+    """Return the data with histories in the order of time, without what has no time."""
+    if data.given is not None:
+        raise ValueError(
+            "`split` is 'timeline', but the data set gives splits of its own; leave the option "
+            "out, or give all interactions in one table."
+        )
+    known = [~np.isnan(times.astype(float)) for times in data.timestamps or ()]
+    if not any(part.any() for part in known):
+        raise ValueError(
+            "`split` is 'timeline', which needs the column `timestamp` in interactions; give it, "
+            "or leave the option out."
+        )
+    unknown = sum(int((~part).sum()) for part in known)
+    if unknown:
+        total = sum(map(len, known))
+        print(f"{unknown:,} of {total:,} interactions have no place on a timeline: left out.")
+    chosen = [  # stable: interactions of one moment keep their order
+        np.flatnonzero(part)[times[part].argsort(kind="stable")]
+        for part, times in zip(known, data.timestamps, strict=True)
+    ]
+
+    def picked(lines: list | None) -> list | None:
+        return lines and [line[rows] for line, rows in zip(lines, chosen, strict=True)]
+
+    reviews = data.reviews and [np.array(line, dtype=object) for line in data.reviews]
+    reviews = reviews and [line.tolist() for line in picked(reviews)]
+    return replace(
+        data,
+        histories=picked(data.histories),
+        timestamps=picked(data.timestamps),
+        reviews=reviews,
+    )
+
+
+def _by_appearance(data: Data, ends: np.ndarray) -> tuple[Data, np.ndarray, list[int]]:
+    """Put items that appear before a cut before those that do not; return how many do, too."""
+    period = np.full(len(data.catalogue), len(QUANTILES))
+    for column in reversed(range(len(QUANTILES))):
+        for line, end in zip(data.histories, ends[:, column], strict=True):
+            period[line[:end]] = column
+    order = period.argsort(kind="stable")
+    row = np.empty(len(order), dtype=np.int64)
+    row[order] = np.arange(len(order))
+    histories = [row[line] for line in data.histories]
+    known = [int((period <= column).sum()) for column in range(len(QUANTILES))]
+    catalogue = _picked(data.catalogue, order)
+    return replace(data, catalogue=catalogue, histories=histories), order, known
+
+
+def _as_of(data: Data, users: np.ndarray, ends: np.ndarray, num_items: int) -> Data:
+    """Return so many interactions of some users, and the items of then."""
+
+    def lines(values: list | None) -> list | None:
+        return values and [values[user][:end] for user, end in zip(users, ends, strict=True)]
+
+    return Data(
+        _picked(data.catalogue, np.arange(num_items)),
+        [data.user_ids[user] for user in users],
+        lines(data.histories),
+        lines(data.timestamps),
+        lines(data.reviews),
+    )
+
+
+def _picked(catalogue: Catalogue, rows: np.ndarray) -> Catalogue:
+    fields = {name: [values[row] for row in rows] for name, values in catalogue.fields.items()}
+    return Catalogue([catalogue.item_ids[row] for row in rows], fields)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from recipes.data.split import Split
+from recipes.evaluation.transitions import transitions
 
 CUTOFFS = (1, 5, 10, 20)
 COLD_AT_MOST = 5
@@ -79,9 +80,10 @@ def slices(split: Split, which: str) -> dict[str, np.ndarray]:
         which: `"validation"` or `"test"`.
 
     Returns:
-        `cold` (target seen at most 5 times in training), `later` (later-day users: target of a
-        later timestamp than the item before), `head` and `tail` (target among the fifth of the
-        items seen most, or not).
+        `cold` (target seen at most 5 times in training), `new` (never; on a timeline it appeared
+        after training and was added from its text), `later` (later-day users: target of a later
+        timestamp than the item before), `head` and `tail` (target among the fifth of the items seen
+        most, or not), and those of `transitions`.
     """
     users, counts = split.users(which), split.training_counts
     targets = split.targets(which)[users]
@@ -89,7 +91,8 @@ def slices(split: Split, which: str) -> dict[str, np.ndarray]:
     head = np.isin(targets, most)
     return {
         "cold": counts[targets] <= COLD_AT_MOST,
+        "new": counts[targets] == 0,
         "later": np.isin(users, split.later_day_users(which)),
         "head": head,
         "tail": ~head,
-    }
+    } | transitions(split, which)

@@ -175,7 +175,7 @@ def add_comparisons(
     """
     rows["test"][LM_ONLY] |= sid_metrics(model, split, "test")
     for which in rows:
-        rows[which] |= baseline_rows(split, which, shop)
+        rows[which] |= baseline_rows(split.view(which), which, shop)
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

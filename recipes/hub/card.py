@@ -247,7 +247,14 @@ def _data(metrics: dict[str, Any]) -> str:
         "Leave-one-out split: the last interaction of a user is the test target, the one before it "
         "the validation target."
     )
-    if data.get("given_splits"):
+    if metrics.get("options", {}).get("split") == "timeline":
+        which = metrics["options"].get("timeline_target", "first")
+        split = (
+            "A timeline: the quantiles .8 and .9 of the timestamps end training and validation for "
+            f"all users, and a user's {which} interaction of a period is its target. Items that "
+            "appeared after training were added by `add_items` from their text."
+        )
+    elif data.get("given_splits"):
         split = (
             "The data set's own splits: the first interaction of a user in its validation and test "
             "split is the target."

@@ -11,6 +11,7 @@ from modeling_ttds import TTDSConfig, TTDSForCausalLM
 from recipes.config import READING, DataOptions
 from recipes.data.load import load_data
 from recipes.data.origin import data_identity, difference, vocabulary_sha256
+from recipes.data.split import Split, split_data
 from recipes.data.tables import Data
 from recipes.data.toyshop import Toyshop
 from recipes.errors import named_model
@@ -69,6 +70,36 @@ def read_as_trained(
     otherwise = any(getattr(options, name) != value for name, value in remembered.items())
     data, shop = load_data(options, trained.get("seed", 0))
     return data, shop, otherwise
+
+
+def split_as_trained(arguments: argparse.Namespace, config: TTDSConfig, data: Data) -> Split:
+    """Split data as the model's were split for training, but for what the command line says.
+
+    Args:
+        arguments: `model`, `allow_other_data`, and `exclude_seen` and `split`, None where it says
+            nothing.
+        config: The model's configuration.
+        data: The data.
+
+    Raises:
+        ValueError: The command line names another split, whose targets the model may have seen.
+    """
+    trained = (config.trained_on or {}).get("options", {})
+    ours = trained.get("split", "leave_one_out")
+    if arguments.split not in (None, ours) and not arguments.allow_other_data:
+        raise ValueError(
+            f"{arguments.model} was trained on `split` {ours!r}, so it may have seen targets of "
+            f"{arguments.split!r}; leave --split out, or pass --allow_other_data to measure it "
+            "all the same."
+        )
+    seen = arguments.exclude_seen
+    return split_data(
+        data,
+        config.exclude_seen if seen is None else seen,
+        arguments.split or ours,
+        trained.get("timeline_target", "first"),
+        trained.get("seed", 0),
+    )
 
 
 def check_items(model: TTDSForCausalLM, name: str, data: Data) -> list[int]:

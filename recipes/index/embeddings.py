@@ -132,6 +132,24 @@ def embed_items(
         model.vector_projection.copy_(_projection(model, options.item_vector_dim, seed))
 
 
+def add_new_items(model: TTDSForCausalLM, split: Split, text: Tensor | None) -> None:
+    """Add the items of a split's catalogue that the model does not have yet, from their text.
+
+    Args:
+        model: A tuned model with a frozen SID table, of a view of the split.
+        split: A later view of the split, or the split itself.
+        text: Precomputed text embeddings in the split's order, if there are any.
+    """
+    first, catalogue = len(model.catalogue), split.data.catalogue
+    new = [
+        {"item_id": catalogue.item_ids[row], **{n: f[row] for n, f in catalogue.fields.items()}}
+        for row in range(first, split.num_items)
+    ]
+    if new:
+        given = None if text is None else text[first : split.num_items].to(model.item_text)
+        model.add_items(new, given)
+
+
 def _projection(model: TTDSForCausalLM, dim: int, seed: int) -> Tensor:
     """Return the main directions of both embeddings, (text_dim + collaborative_dim, dim)."""
     both = torch.cat([model.item_text, model.item_collaborative], 1).cpu().numpy()

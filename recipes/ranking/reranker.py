@@ -28,7 +28,7 @@ from recipes.evaluation.report import (
     add_comparisons,
     evaluate_model,
 )
-from recipes.index.embeddings import cached, hashed
+from recipes.index.embeddings import add_new_items, cached, hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.newcomers import MOST_USERS, with_newcomers
 from recipes.ranking.priors import cross_fit_priors, node_choices
@@ -292,8 +292,11 @@ def rank_users(
     num_beams: int,
     seed: int,
     folder: Path | None = None,
+    text: Tensor | None = None,
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
     """Give the model a re-ranker, if it is to have one, and measure it beside the baselines.
+
+    On a timeline items that appear after training are added when their period is measured.
 
     Args:
         model: A tuned model with a frozen SID table.
@@ -303,14 +306,17 @@ def rank_users(
         num_beams: Prefixes kept per level.
         seed: Seed of the fits.
         folder: As of `join`.
+        text: As of `join`.
 
     Returns:
         As of `join`.
     """
-    users, least = len(split.users("validation")), 2 * NUM_FOLDS
+    users, least = len(split.view("validation").users("validation")), 2 * NUM_FOLDS
     if options.memory and users >= least:
         model.config.min_pair_users = options.min_pair_users
-        rows, lists = join(model, split, options, num_beams=num_beams, seed=seed, folder=folder)
+        rows, lists = join(
+            model, split, options, num_beams=num_beams, seed=seed, folder=folder, text=text
+        )
     else:
         if options.memory:
             print(
@@ -319,8 +325,9 @@ def rank_users(
             )
         rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:
+            add_new_items(model, split.view(which), text)
             rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(
-                model, split, which, num_beams, LM_ONLY
+                model, split.view(which), which, num_beams, LM_ONLY
             )
     add_comparisons(rows, model, split, shop)
     return rows, lists
@@ -334,12 +341,15 @@ def join(
     num_beams: int,
     seed: int,
     folder: Path | None = None,
+    text: Tensor | None = None,
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
     """Give the model a co-occurrence memory, priors and a re-ranker; measure what each brings.
 
     Neither the language model nor the co-occurrence memory has seen the validation targets that
     priors and re-ranker are fitted on. Validation metrics are cross-fitted, but for the re-ranker
-    only, which has none; test metrics come from what was fitted on all of them.
+    only, which has none; test metrics come from what was fitted on all of them. On a timeline the
+    co-occurrence memory stays that of training, items of the validation period are added before
+    priors and re-ranker are fitted, those of the test period afterwards.
 
     Args:
         model: A tuned model with a frozen SID table.
@@ -348,23 +358,30 @@ def join(
         num_beams: Beams that join the candidates.
         seed: Seed of the fits.
         folder: Keeps the finished fits, so that a call after a stop goes on from there.
+        text: Precomputed text embeddings in the split's order, if there are any, for new items.
 
     Returns:
         Metrics per split and row, and per row the lists of the test users.
     """
+    known, then = split.view("training"), split.view("validation")
     memory = build_cooccurrence(
-        split.training, split.num_items, options.min_pair_users, split.training_timestamps
+        known.training, known.num_items, options.min_pair_users, known.training_timestamps
     ).to(model.device)
     model.set_priors(memory, TTDSPriorHead(model.config.item_tower.num_levels).to(model.device))
+    add_new_items(model, then, text)
     rate = options.cold_item_dropout
     twin = with_newcomers(model, seed) if rate else None
     choices = [
-        node_choices(each, split, "validation", most)
+        node_choices(each, then, "validation", most)
         for each, most in ((model, None), (twin, MOST_USERS))
         if each is not None
     ]
     head, heads = cross_fit_priors(*choices, cold_item_dropout=rate, seed=seed)
-    validation = reranker_data(model, split, "validation", num_beams, heads, options.reranker)
+    validation = reranker_data(model, then, "validation", num_beams, heads, options.reranker)
+    new = None
+    if options.reranker and twin is not None:
+        new = reranker_data(twin, then, "validation", num_beams, heads, most=MOST_USERS)[0]
+    add_new_items(model, split, text)
     test = reranker_data(model, split, "test", num_beams, [head], options.reranker)
     lists = {
         which: {row: found[:, :20] for row, found in generated.items()}
@@ -372,10 +389,8 @@ def join(
     }
     recall = None
     if options.reranker:
-        users, new = validation[0], None
+        users = validation[0]
         recall = (users.target >= 0).float().mean().item()
-        if twin is not None:
-            new = reranker_data(twin, split, "validation", num_beams, heads, most=MOST_USERS)[0]
         for row, view in VIEWS.items():
             seen = [each and view(each) for each in (users, new)]
             fit = {"cold_item_dropout": rate, "seed": seed, "folder": folder}
@@ -384,11 +399,13 @@ def join(
                 lists["validation"][row] = cross_fit(*seen, **fit)
             reranker = fit_reranker(*seen, **fit)
             lists["test"][row] = ranked(reranker, view(test[0]))
-        model.set_reranker(memory, reranker.to(model.device))
+        model.set_reranker(model.cooccurrence, reranker.to(model.device))
     named = {which: {row: _rows(found) for row, found in rows.items()}
              for which, rows in lists.items()}  # fmt: skip
     rows = {
-        which: {row: evaluate_run(split, which, found) for row, found in found_by.items()}
+        which: {
+            row: evaluate_run(split.view(which), which, found) for row, found in found_by.items()
+        }
         for which, found_by in named.items()
     }
     if recall is not None:

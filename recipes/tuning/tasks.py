@@ -24,6 +24,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+
 from recipes.data.split import Split, split_data
 from recipes.data.toyshop import generate
 from recipes.tuning.buyers import Buyers
@@ -71,7 +73,10 @@ class Past:
         self.fields = split.data.catalogue.fields
         self.histories = split.training
         if held_out:
-            self.histories = [split.history(user, "test") for user in range(len(split.training))]
+            self.histories = [
+                np.append(history, target) if target >= 0 else history
+                for history, target in zip(split.training, split.validation_targets, strict=True)
+            ]
         self.buyers = Buyers(split)
 
     def shown(self, user: int, moment: int) -> list[int]:

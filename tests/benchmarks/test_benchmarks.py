@@ -267,7 +267,14 @@ def test_markov_chain_and_text_starts_from_the_tuned_markov_chain(
     monkeypatch.setattr(baseline, "RESULTS", results)
     save_file({"text": torch.eye(split.num_items)}, tmp_path / "text_embeddings.safetensors")
     arguments = argparse.Namespace(
-        name="shop", dataset_name=str(tmp_path), tie_break="published", seed=0, max_configurations=2
+        name="shop",
+        dataset_name=str(tmp_path),
+        tie_break="published",
+        seed=0,
+        max_configurations=2,
+        split="leave_one_out",
+        timeline_target="first",
+        encoder=None,
     )
     with pytest.raises(FileNotFoundError, match="shop-markov-chain-seed0.json; make that"):
         baseline.measure(arguments, split, baseline.TEXT)

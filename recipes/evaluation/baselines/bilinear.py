@@ -53,6 +53,12 @@ class BilinearSimilarity:
         start = torch.eye(self.items.shape[1]) * settings.scale / len(DECAYS)
         self.weight = start.repeat(len(DECAYS), 1).requires_grad_()
 
+    def over(self, tables: list[Tensor]) -> "BilinearSimilarity":
+        """Return the same similarity over other items, of embeddings of the same widths."""
+        other = BilinearSimilarity(tables, self.settings)
+        other.weight = self.weight
+        return other
+
     def logits(self, histories: list[np.ndarray]) -> Tensor:
         """Score the catalogue, (batch, num_items).
 

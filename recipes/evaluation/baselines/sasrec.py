@@ -149,7 +149,7 @@ def fit_sasrec(split: Split, settings: SASRecSettings, seed: int) -> SASRec:
 
 
 def rank_sasrec(model: SASRec, split: Split, which: str, top_k: int) -> np.ndarray:
-    """Rank the catalogue for every user with a target.
+    """Rank the catalogue for every user with a target; items that came after the fit are last.
 
     Args:
         model: A fitted model.
@@ -167,13 +167,19 @@ def rank_sasrec(model: SASRec, split: Split, which: str, top_k: int) -> np.ndarr
 @torch.no_grad()
 def _scores(model: SASRec, split: Split, which: str, users: np.ndarray) -> Tensor:
     """Return the scores of the whole catalogue on the CPU, (num_users, num_items)."""
-    histories = [split.history(user, which)[-model.settings.max_history :] for user in users]
+    fitted = model.items.num_embeddings
+    histories = [split.history(user, which) for user in users]
+    histories = [h[h < fitted][-model.settings.max_history :] for h in histories]
     order = np.argsort([len(history) for history in histories])
     known = []
     for part in np.array_split(order, min(POOL, len(order))):  # little is padding
-        items, lengths = _padded([histories[i] for i in part], model.items.weight.device)
+        shown = [histories[i] if len(histories[i]) else np.zeros(1, dtype=int) for i in part]
+        items, lengths = _padded(shown, model.items.weight.device)
         known.append(model(items)[torch.arange(len(part), device=items.device), lengths - 1])
-    return model.logits(torch.cat(known)[np.argsort(order)]).cpu()
+    known = torch.cat(known)[np.argsort(order)]
+    known[[not len(history) for history in histories]] = 0  # nothing is known: no item is better
+    scores = model.logits(known).cpu()
+    return F.pad(scores, (0, split.num_items - fitted), value=-torch.inf)
 
 
 def _validation_ndcg(model: SASRec, split: Split) -> float:
