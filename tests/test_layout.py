@@ -12,7 +12,7 @@ TRAVELLING = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", 
 TRAVELLING |= {"transformers"} | set(sys.stdlib_module_names)
 # The order in which a run walks the folders: each may import those before it. Options come first: a
 # stage takes its own group of them, and `config` imports nothing of ours but how errors are said.
-STAGES = ("modeling_ttds", "data", "evaluation", "index", "tuning", "ranking", "hub")
+STAGES = ("modeling_ttds", "data", "evaluation", "index", "tuning", "ranking", "hub", "serving")
 ORDER = ("errors", "config", *STAGES, "script", "benchmarks")
 SCRIPTS = {"sft", "evaluate", "recommend", "publish"}
 
@@ -80,6 +80,12 @@ def test_scripts_stay_short():
 def test_the_space_needs_nothing_of_this_repo():
     allowed = {"gradio", "torch", "transformers"} | set(sys.stdlib_module_names)
     assert {module.split(".")[0] for _, module in imports(ROOT / "app.py")} <= allowed
+
+
+def test_the_handler_needs_nothing_of_this_repo():
+    allowed = {"torch", "transformers"} | set(sys.stdlib_module_names)
+    found = imports(ROOT / "recipes" / "serving" / "handler.py")
+    assert {module.split(".")[0] for _, module in found} <= allowed
 
 
 def test_the_tree_is_light():

@@ -216,6 +216,7 @@ recommend([{{"history": history, "top_k": 5}}, {{"history": []}}])
 ```
 
 A user is nothing but a history of item ids, newest last; an unseen one works like a seen one.
+An Inference Endpoint runs `handler.py`; post `{{"inputs": {{"history": ["ID"], "top_k": 5}}}}`.
 `trust_remote_code=True` runs the `*_ttds.py` files beside the weights: read them, and pin what you
 read by `revision="COMMIT"`.'''
 

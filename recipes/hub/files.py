@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,7 @@ from huggingface_hub import SpaceCardData
 from safetensors import safe_open
 
 from recipes.evaluation.report import lists_folder
-from recipes.hub.card import CURVE, card, is_generated
+from recipes.hub.card import CURVE, NEEDS, card, is_generated
 from recipes.index.embeddings import hashed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,8 @@ MODEL_FILES = (
 )
 USER_LISTS = "run.jsonl"
 CARD = "README.md"
+# What an Inference Endpoint runs, and what it installs first.
+HANDLER, REQUIREMENTS = "handler.py", "requirements.txt"
 Files = dict[str, Path | bytes]
 
 
@@ -51,7 +54,7 @@ def model_files(
 
     User ids, histories and training rows stay. Local paths in config.json and metrics.json are
     cut to their last part; the card is written anew, and says so where metrics.json is of an
-    earlier state of the model.
+    earlier state of the model. What an Inference Endpoint runs goes along.
 
     Args:
         folder: What `recipes/sft.py` wrote.
@@ -87,6 +90,8 @@ def model_files(
     metrics = public_json(folder / "metrics.json")
     files["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
     files["metrics.json"] = json.dumps(metrics, indent=2).encode() + b"\n"
+    files[HANDLER] = ROOT / "recipes" / "serving" / HANDLER
+    files[REQUIREMENTS] = ("\n".join(shlex.split(NEEDS)) + "\n").encode()
     measured = metrics.get("model_sha256")
     stale = measured is not None and measured != model_sha256(folder)
     try:
@@ -241,6 +246,6 @@ def space_files(model_repo_id: str) -> Files:
     )
     return {
         "app.py": app,
-        "requirements.txt": ("\n".join(requirements) + "\n").encode(),
+        REQUIREMENTS: ("\n".join(requirements) + "\n").encode(),
         CARD: text.encode(),
     }

@@ -135,12 +135,14 @@ def test_what_is_sent_is_what_the_dry_run_lists(folder, server, publish):
     sent = published(server)
     assert listed(printed) == {name: len(content) for name, content in sent.items()}
     assert len(server.repos["model", "org/name"].commits) == 2, "the first is the Hub's own"
-    assert {Path(name).suffix for name in sent} == {".safetensors", ".json", ".jsonl", ".py", ".md"}
+    suffixes = {".safetensors", ".json", ".jsonl", ".py", ".md", ".txt"}
+    assert {Path(name).suffix for name in sent} == suffixes
     assert not set(sent) & (LITTER.keys() - {"README.md"})
     assert not any(name.startswith("run") for name in sent)
     code = {file.name for file in (ROOT / "modeling_ttds").glob("*_ttds.py")}
-    assert {name for name in sent if name.endswith(".py")} == code
-    for name in sent.keys() - {"README.md", "config.json", "metrics.json"}:
+    assert {name for name in sent if name.endswith(".py")} == code | {"handler.py"}
+    made = {"README.md", "config.json", "metrics.json", "handler.py", "requirements.txt"}
+    for name in sent.keys() - made:
         assert sent[name] == (folder / name).read_bytes(), name
     assert json.loads(sent["config.json"]) == json.loads((folder / "config.json").read_text())
 
@@ -559,7 +561,8 @@ def test_published_model_loads_in_every_way(folder, server, publish, environment
     assert len(printed) == 5, "the card's code prints a list"
     files = {file.name for file in (tmp_path / "a").iterdir()}
     assert files == {file.name for file in (tmp_path / "b").iterdir()}
-    assert files == set(published(server)) - {"README.md", "metrics.json"}
+    beside = {"README.md", "metrics.json", "handler.py", "requirements.txt"}
+    assert files == set(published(server)) - beside
     for name in files - {"model.safetensors"}:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
