@@ -14,7 +14,7 @@ TRAVELLING |= {"transformers"} | set(sys.stdlib_module_names)
 # stage takes its own group of them, and `config` imports nothing of ours but how errors are said.
 STAGES = ("modeling_ttds", "data", "evaluation", "index", "tuning", "ranking", "hub", "serving")
 ORDER = ("errors", "config", *STAGES, "script", "benchmarks")
-SCRIPTS = {"sft", "evaluate", "recommend", "serve", "publish"}
+SCRIPTS = {"sft", "evaluate", "recommend", "update", "serve", "publish"}
 
 
 def imports(file: Path) -> list[tuple[int, str]]:

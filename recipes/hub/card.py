@@ -252,9 +252,15 @@ def _data(metrics: dict[str, Any]) -> str:
             "The data set's own splits: the first interaction of a user in its validation and test "
             "split is the target."
         )
+    learnt = "Towers, language model and co-occurrence memory learn from the rest"
+    if updated := metrics.get("updated"):
+        learnt = (
+            f"Towers and language model learnt from {updated['learnt_from']['interactions']:,} "
+            "interactions of an earlier state of the data; the co-occurrence memory counts the rest"
+        )
     return text + (
-        f"\n\n{split} Towers, language model and co-occurrence memory learn from the rest; the "
-        "re-ranker, where there is one, is fitted on the validation targets."
+        f"\n\n{split} {learnt}; the re-ranker, where there is one, is fitted on the validation "
+        "targets."
     )
 
 

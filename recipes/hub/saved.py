@@ -88,23 +88,38 @@ def check_items(model: TTDSForCausalLM, name: str, data: Data) -> list[int]:
             f"{name} does not know item {unknown[0]!r}, nor {len(unknown) - 1:,} others of the "
             f"data's {len(data.catalogue):,} items; add them by `add_items`, or name its own data."
         )
-    rows = [model.row_of[item] for item in data.catalogue.item_ids]
+    check_texts(model, name, data)
+    return [model.row_of[item] for item in data.catalogue.item_ids]
+
+
+def check_texts(model: TTDSForCausalLM, name: str, data: Data) -> None:
+    """Refuse data most of whose items are other ones than the model's of the same ids.
+
+    Args:
+        model: The model.
+        name: What `--model` names.
+        data: The data; items that the model does not know are passed over.
+
+    Raises:
+        ValueError: Most of the items it knows have other texts.
+    """
+    known = [entry for entry in data.catalogue.entries() if entry["item_id"] in model.row_of]
     others = [
-        (ours["item_id"], ours[field], model.catalogue[row].get(field, ""))
-        for ours, row in zip(data.catalogue.entries(), rows, strict=True)
+        (ours["item_id"], ours[field], theirs.get(field, ""))
+        for ours in known
+        for theirs in [model.catalogue[model.row_of[ours["item_id"]]]]
         for field in ("title", "brand", "categories")
-        if ours[field] != model.catalogue[row].get(field, "")
+        if ours[field] != theirs.get(field, "")
     ]
     count = len({item for item, _, _ in others})
-    if count > len(rows) / 2:
+    if count > len(known) / 2:
         item, ours, theirs = others[0]
         raise ValueError(
-            f"{name} belongs to other data: {count:,} of {len(rows):,} items have other texts, the "
-            f"first is {item!r} with {ours!r} here and {theirs!r} there."
+            f"{name} belongs to other data: {count:,} of {len(known):,} items have other texts, "
+            f"the first is {item!r} with {ours!r} here and {theirs!r} there."
         )
     if count:
-        print(f"{count:,} of {len(rows):,} items have other texts than when {name} was made.")
-    return rows
+        print(f"{count:,} of {len(known):,} items have other texts than when {name} was made.")
 
 
 def check_same_data(config: TTDSConfig, name: str, data: Data) -> None:
