@@ -10,12 +10,7 @@ catalogue, and /reload swaps a model in.
 import os
 import socket
 
-import torch
-import uvicorn
-
 from recipes.errors import Parser, one_sentence
-from recipes.hub.saved import load_model
-from recipes.serving.server import TOKEN, Service, build_app
 
 PATIENCE = 30  # seconds that a stop waits for what runs
 
@@ -23,11 +18,23 @@ PATIENCE = 30  # seconds that a stop waits for what runs
 def main() -> None:
     """Take the address, load the model, answer until told to stop."""
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is open to everybody")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free")
+    parser.add_argument("--model", required=True, help="Folder or Hub id.")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="Where it listens; 0.0.0.0 is open to everybody."
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="And on which port; 0 takes a free one."
+    )
     arguments = parser.parse_args()
     address = taken(arguments.host, arguments.port)
+
+    # They take seconds, which --help and a wrong option need not wait for.
+    import torch
+    import uvicorn
+
+    from recipes.hub.saved import load_model
+    from recipes.serving.server import TOKEN, Service, build_app
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     service = Service(arguments.model, lambda name: load_model(name).to(device))
     app = build_app(service, os.environ.get(TOKEN))

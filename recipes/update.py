@@ -6,51 +6,59 @@ The data set is the whole log as it is now: what the model was trained on, and w
 Measure the result by `recipes/evaluate.py --model outputs/today --dataset_name FOLDER`.
 """
 
-import json
 import shutil
 import time
 from pathlib import Path
 
-from transformers.utils import cached_file
-
-from recipes.config import DataOptions, IndexOptions
-from recipes.data.origin import data_identity
-from recipes.data.split import check_split, split_data
+from recipes.config import READING, add_data_arguments
 from recipes.errors import Parser, one_sentence
-from recipes.evaluation import report
-from recipes.hub import card
-from recipes.hub.saved import HOW, add_data_arguments, load_model, read_as_trained
-from recipes.index.embeddings import given_text_embeddings
-from recipes.ranking.reranker import NUM_FOLDS
-from recipes.serving.updating import (
-    check_known,
-    fit_ranking,
-    follow_catalogue,
-    newest_users,
-    reranker_options,
-)
 
-FIT_USERS = 5_000
+FIT_USERS, LEAST_USERS = 5_000, 8  # at least two per fold that priors and re-ranker are fitted on
 
 
 def main() -> None:
     """Read, check, add and drop items, fit what counts, save."""
     parser = Parser(description=__doc__.splitlines()[0])
     add_data_arguments(parser)
-    parser.add_argument("--output_dir", required=True, type=Path, help="a folder that is not there")
-    parser.add_argument("--text_embeddings", help="those of the data set's items, if they are made")
     parser.add_argument(
-        "--fit_users", type=int, default=FIT_USERS, help="priors and re-ranker see so many, newest"
+        "--output_dir", required=True, type=Path, help="Folder to write to, which is not there yet."
     )
-    parser.add_argument("--num_beams", type=int, default=50)
+    parser.add_argument(
+        "--text_embeddings", help="File of the data set's text embeddings, where they are made."
+    )
+    parser.add_argument(
+        "--fit_users",
+        type=int,
+        default=FIT_USERS,
+        help="How many users priors and re-ranker are fitted on, those of the newest targets.",
+    )
+    parser.add_argument("--num_beams", type=int, default=50, help="Prefixes kept per level.")
     arguments = parser.parse_args()
     output = arguments.output_dir
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise ValueError(f"`--output_dir` {output} is there already; name another.")
-    for name, least in (("fit_users", 2 * NUM_FOLDS), ("num_beams", 1)):
+    for name, least in (("fit_users", LEAST_USERS), ("num_beams", 1)):
         value = getattr(arguments, name)
         if value < least:
             raise ValueError(f"`--{name}` is {value}; it must be at least {least}.")
+
+    # They take seconds, which --help and a wrong option need not wait for.
+    from recipes.config import DataOptions, IndexOptions
+    from recipes.data.origin import data_identity
+    from recipes.data.split import check_split, split_data
+    from recipes.evaluation import report
+    from recipes.hub import card
+    from recipes.hub.saved import load_model, read_as_trained
+    from recipes.index.embeddings import given_text_embeddings
+    from recipes.serving.updating import (
+        check_known,
+        fit_ranking,
+        follow_catalogue,
+        newest_users,
+        reranker_options,
+        saved_facts,
+    )
+
     begun = time.perf_counter()
     model = load_model(arguments.model)
     config, known = model.config, saved_facts(arguments.model)
@@ -77,7 +85,7 @@ def main() -> None:
     if options.memory:
         newest = newest_users(split, arguments.fit_users, seed)
         fit_ranking(model, newest, options, arguments.num_beams, seed)
-    said = [name for name in HOW if getattr(arguments, name) is not None]
+    said = [name for name in READING if getattr(arguments, name) is not None]
     read = DataOptions(**{name: getattr(arguments, name) for name in said})
     chosen = trained["options"] | {name: getattr(read, name) for name in said}
     identity = data_identity(data)
@@ -101,18 +109,6 @@ def main() -> None:
     named = f" --dataset_name {arguments.dataset_name}" if arguments.dataset_name else ""
     print(f"{output} is up to date after {seconds:,.0f} s. Measure it:\n")
     print(f"    python recipes/evaluate.py --model {output}{named}")
-
-
-def saved_facts(name: str) -> dict:
-    """Return what metrics.json beside a model says that an update does not change.
-
-    Args:
-        name: Folder or Hub id.
-    """
-    file = cached_file(name, "metrics.json", _raise_exceptions_for_missing_entries=False)
-    facts = json.loads(Path(file).read_text("utf-8")) if file else {}
-    measured = ("validation", "test", "model_sha256")
-    return {name: part for name, part in facts.items() if name not in measured}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """What an update of a trained model is made of: the catalogue followed, counts fitted anew."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import cached_file
 
 from modeling_ttds import TTDSForCausalLM
 from modeling_ttds.priors_ttds import TTDSPriorHead
@@ -16,8 +19,21 @@ from recipes.data.split import Split
 from recipes.data.tables import Data
 from recipes.hub.saved import check_texts
 from recipes.ranking.cooccurrence import build_cooccurrence
+from recipes.ranking.newcomers import MOST_USERS, with_newcomers
 from recipes.ranking.priors import cross_fit_priors, node_choices
 from recipes.ranking.reranker import NUM_FOLDS, fit_reranker, reranker_data
+
+
+def saved_facts(name: str) -> dict[str, Any]:
+    """Return what metrics.json beside a model says that an update does not change.
+
+    Args:
+        name: Folder or Hub id.
+    """
+    file = cached_file(name, "metrics.json", _raise_exceptions_for_missing_entries=False)
+    facts = json.loads(Path(file).read_text("utf-8")) if file else {}
+    measured = ("validation", "test", "model_sha256")
+    return {name: part for name, part in facts.items() if name not in measured}
 
 
 def check_known(model: TTDSForCausalLM, name: str, data: Data) -> None:
@@ -47,7 +63,7 @@ def reranker_options(
 
     Args:
         model: The model.
-        known: What metrics.json beside it says.
+        known: As of `saved_facts`.
         split: The split.
 
     Raises:
@@ -148,10 +164,16 @@ def fit_ranking(
     ).to(model.device)
     model.config.min_pair_users = options.min_pair_users
     model.set_priors(memory, TTDSPriorHead(model.config.item_tower.num_levels).to(model.device))
-    head, heads = cross_fit_priors(node_choices(model, split, "validation"), seed=seed)
+    rate, views = options.cold_item_dropout, [(model, None)]
+    if options.cold_item_dropout:
+        views.append((with_newcomers(model, seed), MOST_USERS))
+    choices = [node_choices(view, split, "validation", most) for view, most in views]
+    head, heads = cross_fit_priors(*choices, cold_item_dropout=rate, seed=seed)
     if options.reranker:
-        described = reranker_data(model, split, "validation", num_beams, heads)[:3]
-        dropout = options.cold_item_dropout
-        reranker = fit_reranker(*described, cold_item_dropout=dropout, seed=seed)
+        users = [
+            reranker_data(view, split, "validation", num_beams, heads, most=most)[0]
+            for view, most in views
+        ]
+        reranker = fit_reranker(*users, cold_item_dropout=rate, seed=seed)
         model.set_reranker(memory, reranker.to(model.device))
     model.prior_head = head.to(model.device)

@@ -20,7 +20,7 @@ from tests.serving.test_server import folder, loaded, serve  # noqa: F401, fixtu
 SERVING = (ROOT / "docs" / "serving.md").read_text("utf-8")
 UPDATING = (ROOT / "docs" / "updating.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", SERVING + UPDATING, re.DOTALL)
-LINES = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+LINES = [line for kind, block in BLOCKS if kind in ("bash", "sh") for line in block.splitlines()]
 SCRIPTS = {s.__name__.split(".")[1]: s for s in (evaluate, publish, recommend, server, update)}
 
 
@@ -79,7 +79,7 @@ def test_engines_give_the_lists_of_recommend(engine, library, loaded, shop, tmp_
     pytest.importorskip(library)
     if library == "pyspark" and not os.environ.get("JAVA_HOME") and not _has_java():
         pytest.skip("there is no Java")
-    (block,) = re.findall(rf"### {engine}\n.*?```python\n(.*?)```", SERVING, re.DOTALL)
+    (block,) = re.findall(rf"### {engine}\n.*?```py\n(.*?)```", SERVING, re.DOTALL)
     loaded.save_pretrained(tmp_path / "outputs" / "demo")
     ids = shop.data.catalogue.item_ids
     users = shop.data.user_ids[:24]
