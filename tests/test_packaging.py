@@ -46,7 +46,7 @@ def test_packages_hold_model_and_recipes_and_nothing_else(built_packages):
         assert any(name.endswith("/LICENSE") for name in archive.namelist())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert metadata["Version"] == project["version"] and metadata["License-Expression"]
-    extras = {"train", "app", "serve", "docs", "dev"}
+    extras = {"train", "app", "counting", "serve", "docs", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert len(needed) == len(project["dependencies"]) == 4
