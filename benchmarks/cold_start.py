@@ -37,7 +37,7 @@ from recipes.data import toyshop
 from recipes.data.split import split_data
 from recipes.data.tables import Catalogue, Data, read_data, write_data
 from recipes.evaluation.metrics import rank_metrics
-from recipes.evaluation.report import LM_ONLY, TTDS
+from recipes.evaluation.report import GENERATED, LM_ONLY, TTDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -112,8 +112,9 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
     histories = [split.history(user, "test") for user in users]
     theirs = [[data.catalogue.item_ids[row] for row in history] for history in histories]
 
-    def recommended(rerank: bool, allowed: list[str] | None = None) -> list[list[int]]:
-        lists = model.recommend(theirs, top_k=10, rerank=rerank, allowed=allowed)
+    def recommended(row: str, allowed: list[str] | None = None) -> list[list[int]]:
+        parts = {"rerank": row == TTDS, "memory": row != LM_ONLY}
+        lists = model.recommend(theirs, top_k=10, allowed=allowed, **parts)
         return [[data.catalogue.row_of[best.item_id] for best in found] for found in lists]
 
     similarity = F.normalize(model.item_text, dim=-1)[rows]  # in the order of the data set
@@ -125,8 +126,8 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
     for scope, allowed in (("all items", every), ("new items", gone)):
         mask = ~np.isin(every, allowed)
         names = None if scope == "all items" else [data.catalogue.item_ids[row] for row in allowed]
-        lists[f"{LM_ONLY} ({scope})"] = recommended(False, names)
-        lists[f"{TTDS} ({scope})"] = recommended(True, names)
+        for row in (LM_ONLY, GENERATED, TTDS):
+            lists[f"{row} ({scope})"] = recommended(row, names)
         for method, scores in (("nearest text", nearest), ("random", random)):
             lists[f"{method} ({scope})"] = [
                 np.argsort(-np.where(mask | np.isin(every, history), -np.inf, own))[:10].tolist()
