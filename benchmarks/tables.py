@@ -351,14 +351,12 @@ def cold_table(rows: list[dict]) -> str:
     found = [row for row in rows if "cold_start" in row]
     if not found:
         return EMPTY
-    names = list(found[0]["rows"])
+    names = max((row["rows"] for row in found), key=len)
     heads = [f"{row['cold_start']} HR@10 | NDCG@10" for row in found]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|---|" * len(found)]
     for name in names:
-        cells = (
-            f"{row['rows'][name]['HR@10']:.4f} | {row['rows'][name]['NDCG@10']:.4f}"
-            for row in found
-        )
+        known = [row["rows"].get(name) for row in found]
+        cells = (f"{m['HR@10']:.4f} | {m['NDCG@10']:.4f}" if m else "- | -" for m in known)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for row in found:
         lines.append(
