@@ -207,6 +207,28 @@ class TTDSForCausalLM(
         """Where catalogue and trie are; parts of the language model may be elsewhere."""
         return self.item_sids.device
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *args, **kwargs
+    ) -> nn.Embedding:
+        """Give the vocabulary another size, as `PreTrainedModel.resize_token_embeddings` does.
+
+        Args:
+            new_num_tokens: The size; as it is by default.
+            *args: As of `PreTrainedModel.resize_token_embeddings`.
+            **kwargs: As of `PreTrainedModel.resize_token_embeddings`.
+
+        Raises:
+            ValueError: It would cut off SID tokens.
+        """
+        tower = self.config.item_tower
+        end = self.config.sid_token_start + len(KINDS) * tower.num_levels * tower.num_codes
+        if new_num_tokens is not None and new_num_tokens < end <= self.config.vocab_size:
+            raise ValueError(
+                f"`new_num_tokens` is {new_num_tokens}, but the SID tokens end at {end}; keep as "
+                "many."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
     def set_reranker(self, cooccurrence: TTDSCooccurrence, reranker: TTDSReranker) -> None:
         """Give the model a co-occurrence memory and re-ranker, which `recommend` then uses.
 

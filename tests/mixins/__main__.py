@@ -44,8 +44,8 @@ def main():
     root, missing = fetch(Path(".mixins").resolve())
     sys.path.insert(0, str(root))
     summary = Summary()
-    # Upstream has markers of its own.
-    options = ["-q", "-o", "addopts=", "-W", "ignore", "-p", "no:cacheprovider", "--tb=short"]
+    # Upstream has markers of its own, and waits for warnings.
+    options = ["-q", "-o", "addopts=", "--disable-warnings", "--tb=short"]
     status = pytest.main([str(CASES), *options, *sys.argv[1:]], plugins=[summary])
     summary.print(missing)
     return status

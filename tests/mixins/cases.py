@@ -21,7 +21,11 @@ LEVELS, CODES, ITEMS, VOCABULARY = 2, 4, 10, 99
 SIDS = 40  # id of the first SID token: those before and behind are text
 
 # What does not apply, and why.
-LEFT_OUT = {}
+LEFT_OUT = {
+    "test_rust_tokenizer_add_prefix_space": (
+        "whether a space is added stands in tokenizer.json, as of any PreTrainedTokenizerFast"
+    ),
+}
 
 
 def less_flaky(config):
@@ -80,6 +84,7 @@ class LeavesOut:
 
 class OfModel(LeavesOut, ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin):
     all_model_classes = (TTDSForCausalLM,)
+    test_all_params_have_gradient = False  # towers learn from placeholders; here are none
     backbone_class, tied = None, False
     model_tester = None
 

@@ -212,6 +212,7 @@ def test_no_process_of_tensor_parallelism_holds_a_part_of_the_vocabulary(model):
             "`input_ids` and `inputs_embeds` are both given",
         ),
         (lambda m: m.recommend([[]], top_k="5"), "`top_k` is '5'"),
+        (lambda m: m.resize_token_embeddings(120), "`new_num_tokens` is 120, but .* end at 148"),
         (
             lambda m: AutoModel.from_config(m.config).recommend([[]]),
             "The model has no catalogue",
