@@ -19,6 +19,9 @@ from .nodes_ttds import (
 from .offload_ttds import at_hand
 from .towers_ttds import profile
 from .trie_ttds import TTDSTrie
+from .users_ttds import TTDSUserHistories, held
+
+USERS = 4096  # users that get semantic IDs at once
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,18 @@ class TTDSEntitiesMixin:
         if len(self.item_sids):
             codes = self.item_sids[torch.where(mask & (kind == 0), row, 0), level]
         is_user = mask & (kind == 1)
-        if user_sids is None:
-            user_sids = getattr(self, "user_sids", None)
+        users, compiling = torch.where(is_user, row, 0), torch.compiler.is_compiling()
+        attached = len(getattr(self, "user_histories", ())) > 0
+        if user_sids is None and attached and (compiling or is_user.any()):
+            if compiling:  # no shape may depend on the ids
+                rows, users = users.flatten(), torch.arange(users.numel(), device=users.device)
+                users = users.view_as(row)
+            else:
+                rows, users = users.unique(return_inverse=True)
+            user_sids = self.sids_of_rows(rows)
         if user_sids is not None and len(user_sids):
-            codes = torch.where(is_user, user_sids[torch.where(is_user, row, 0), level], codes)
-        elif not torch.compiler.is_compiling() and is_user.any():
+            codes = torch.where(is_user, user_sids[users, level], codes)
+        elif not compiling and is_user.any():
             raise ValueError(
                 "The prompt names a user by row, but no user states are attached; "
                 "call `attach_users` first or write the user's SID tokens."
@@ -125,19 +135,46 @@ class TTDSEntitiesMixin:
         """
         return self.user_tower.semantic_ids(*self.user_embeddings(histories))
 
-    def attach_users(self, histories: Tensor) -> None:
+    def attach_users(self, histories: Tensor | TTDSUserHistories) -> None:
         """Give user rows a meaning while tuning: row r is the user with the r-th history.
 
-        The table is not saved with the model: histories are private.
+        Histories and semantic IDs are not saved with the model: they are private.
 
         Args:
-            histories: Item rows, newest last, padded with -1, (num_users, max_history).
+            histories: Item rows, newest last, padded with -1, (num_users, max_history), or what
+                makes those of a row when they are asked for.
         """
-        self.register_buffer("user_histories", histories.to(self.device), persistent=False)
-        sids = torch.zeros(
-            len(histories), self.config.user_tower.num_levels, dtype=torch.long, device=self.device
-        )
-        self.register_buffer("user_sids", sids, persistent=False)
+        if hasattr(self, "user_histories"):
+            del self.user_histories
+        if isinstance(histories, Tensor):
+            self.register_buffer("user_histories", histories.to(self.device), persistent=False)
+        else:
+            self.user_histories = histories.to(self.device)
+        self.refresh_users()
+
+    def refresh_users(self) -> None:
+        """Give the attached users the semantic IDs that today's tower and embeddings make.
+
+        They keep them until the next call, while the tower moves on: a copy of it is held, and a
+        user's are made when a batch names it.
+        """
+        self.refreshed_tower = held(self.user_tower)
+
+    @property
+    def user_sids(self) -> Tensor:
+        """The semantic IDs of all attached users, (num_users, num_levels); made at every call."""
+        return self.sids_of_rows(torch.arange(len(self.user_histories), device=self.device))
+
+    @torch.no_grad()
+    def sids_of_rows(self, rows: Tensor) -> Tensor:
+        """Return the semantic IDs of attached users as of the last refresh, (num_rows, num_levels).
+
+        Args:
+            rows: Their rows, (num_rows,).
+        """
+        with torch.autocast(rows.device.type, enabled=False):
+            parts = [self.user_embeddings(self.user_histories[p]) for p in rows.split(USERS)]
+            return torch.cat([self.refreshed_tower.semantic_ids(*part) for part in parts])
 
     # The trie and what lies below its nodes
 

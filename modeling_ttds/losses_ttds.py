@@ -42,7 +42,7 @@ class TTDSLossMixin:
                 tower, sids = self.item_tower, self.item_sids[rows]
                 embeddings = self.item_text[rows], self.item_collaborative[rows]
             else:
-                tower, sids = self.user_tower, self.user_sids[rows]
+                tower, sids = self.user_tower, self.sids_of_rows(rows)
                 embeddings = self.user_embeddings(self.user_histories[rows])
             with evaluating(tower):  # the path of the semantic ID in the table, without dropout
                 path = tower.quantise(tower.encode(*embeddings).mean, sids)

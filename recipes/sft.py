@@ -74,7 +74,7 @@ def main(
     with report.stage("Fit both towers, give semantic IDs"):
         towers = build_sid_table(
             model,
-            states.histories(),
+            states.on_demand(),
             states.latest(),
             num_epochs=options.index.tower_epochs,
             freeze=options.refresh.refresh_steps == 0,

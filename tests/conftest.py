@@ -84,7 +84,7 @@ def build_model(split, states, tokenizer, options, backbone, seed):
     embed_items(model, split, options.index, text, seed)
     build_sid_table(
         model,
-        states.histories(),
+        states.on_demand(),
         states.latest(),
         num_epochs=options.index.tower_epochs,
         freeze=options.refresh.refresh_steps == 0,

@@ -31,6 +31,9 @@ from recipes.data.split import Split
 # Chosen on the validation targets of two data sets; see benchmarks/collaborative.py.
 WINDOW = 10
 SHRINKAGE = 10
+# Eigenvectors of more items are computed in single precision, to a tolerance that loses nothing:
+# benchmarks/collaborative.py compares both.
+EXACT_ITEMS, TOLERANCE = 20_000, 1e-2
 ENCODER_FILES = {".safetensors", ".bin", ".json", ".txt", ".model"}  # weights, settings, vocabulary
 # A change of the code or of a library makes the cached tensors anew.
 VERSIONS = [m.__version__ for m in (np, scipy, sklearn, torch, transformers)]
@@ -283,7 +286,8 @@ def collaborative_embeddings(
     Counts items within `WINDOW` steps of one another, weighted 0.7 per further step, divides by the
     roots of both items' sums, each raised by `SHRINKAGE` to trust rare items less, and keeps the
     eigenvectors of the largest positive eigenvalues, scaled by them. An item that nobody touched,
-    or nobody with another, gets a zero row.
+    or nobody with another, gets a zero row. Of more than `EXACT_ITEMS` items the eigenvectors are
+    found in single precision, to the tolerance `TOLERANCE`.
 
     Args:
         histories: Item rows in order, per user.
@@ -292,12 +296,13 @@ def collaborative_embeddings(
         seed: Seed of the solver's start.
     """
     matrix = sp.csr_matrix((num_items, num_items))
+    items = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
+    users = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     for lag in range(1, WINDOW + 1):
-        pairs = [(h[:-lag], h[lag:]) for h in histories if len(h) > lag]
-        if pairs:
-            first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
-            weights = np.full(len(first), 0.7 ** (lag - 1))
-            matrix += sp.coo_matrix((weights, (first, second)), shape=matrix.shape).tocsr()
+        same = users[:-lag] == users[lag:]
+        pairs = items[:-lag][same], items[lag:][same]
+        weights = np.full(len(pairs[0]), 0.7 ** (lag - 1))
+        matrix += sp.coo_matrix((weights, pairs), shape=matrix.shape).tocsr()
     matrix = matrix + matrix.T
     total = np.asarray(matrix.sum(1)).ravel()
     touched = total.nonzero()[0]
@@ -307,9 +312,12 @@ def collaborative_embeddings(
         return embeddings
     scale = sp.diags((total[touched] + SHRINKAGE) ** -0.5)
     matrix = scale @ matrix[touched][:, touched] @ scale
-    start = np.random.default_rng(seed).normal(size=len(touched))
+    tolerance = 0.0
+    if len(touched) > EXACT_ITEMS:
+        matrix, tolerance = matrix.astype(np.float32), TOLERANCE
+    start = np.random.default_rng(seed).normal(size=len(touched)).astype(matrix.dtype)
     with threadpool_limits(1):  # sums of several threads would depend on their number
-        values, vectors = eigsh(matrix, rank, which="LA", v0=start)
+        values, vectors = eigsh(matrix, rank, which="LA", v0=start, tol=tolerance)
     vectors = torch.from_numpy(vectors * np.maximum(values, 0)).float()
     embeddings[torch.from_numpy(touched), :rank] = vectors
     return F.normalize(embeddings, dim=-1)

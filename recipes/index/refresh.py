@@ -8,14 +8,18 @@ from torch import Tensor, nn
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.sid_ttds import unique_sids
 from modeling_ttds.text_ttds import item_text
-from recipes.index.towers import code_usage, fit_tower
+from modeling_ttds.users_ttds import TTDSUserHistories
+from recipes.index.towers import code_usage, fit_tower, latents_of
 
+# More users than that teach the tower of users nothing new: it sees means of items' embeddings.
+FITTED_USERS = 100_000
 CHUNK = 4096
+CHURN_ROWS = 65_536  # user states that churn is measured on at most
 
 
 def build_sid_table(
     model: TTDSForCausalLM,
-    histories: Tensor,
+    histories: Tensor | TTDSUserHistories,
     users: np.ndarray,
     *,
     num_epochs: int,
@@ -26,8 +30,9 @@ def build_sid_table(
 
     Args:
         model: A model with its items' embeddings.
-        histories: Item rows of all user states, padded with -1, (num_states, max_history).
-        users: The states that the user tower is fitted on, one per user.
+        histories: As of `attach_users`, of all user states.
+        users: The states that the user tower is fitted on, one per user; of more than
+            `FITTED_USERS` so many are drawn.
         num_epochs: Epochs over the items; over the users half as many.
         freeze: Whether every item must get a unique semantic ID at once.
         seed: Seed of both fits.
@@ -39,9 +44,11 @@ def build_sid_table(
             model.item_tower, *items, num_epochs=num_epochs, seed=seed, description="item tower"
         )
     }
+    if len(users) > FITTED_USERS:
+        users = np.random.default_rng(seed).choice(users, FITTED_USERS, replace=False)
     report["user"] = fit_tower(
         model.user_tower,
-        *model.user_embeddings(model.user_histories[users]),
+        *_user_embeddings(model, users),
         num_epochs=max(1, num_epochs // 2),
         seed=seed,
         description="user tower",
@@ -50,6 +57,13 @@ def build_sid_table(
     init_codebook_projections(model)
     model.make_node_pairs()
     return report
+
+
+def _user_embeddings(model: TTDSForCausalLM, users: np.ndarray) -> list[Tensor]:
+    # In parts: a history's embeddings take `max_history` times the memory of their mean.
+    parts = torch.as_tensor(users, device=model.device).split(CHUNK)
+    both = zip(*(model.user_embeddings(model.user_histories[part]) for part in parts), strict=True)
+    return [torch.cat(modality) for modality in both]
 
 
 @torch.no_grad()
@@ -68,7 +82,7 @@ def init_codebook_projections(model: TTDSForCausalLM) -> None:
 
 @torch.no_grad()
 def refresh_sids(model: TTDSForCausalLM, freeze: bool = False) -> dict[str, float]:
-    """Write today's semantic IDs of all items and attached users into the model's SID table.
+    """Write today's semantic IDs of all items into the SID table; refresh the attached users'.
 
     Args:
         model: The model whose towers give the codes.
@@ -76,15 +90,21 @@ def refresh_sids(model: TTDSForCausalLM, freeze: bool = False) -> dict[str, floa
 
     Returns:
         `churn_LEVEL` and `churn` (share of items whose code changed at the level, at any level),
-        `user_churn`, `collision_rate` before freezing, `moved` (share of items that freezing gave
+        `user_churn` (the same of user states, of `CHURN_ROWS` at most), `collision_rate` before
+        freezing, `moved` (share of items that freezing gave
         other codes than their nearest) and `perplexity_LEVEL`.
     """
     was_training = model.training
     model.eval()
+    if hasattr(model, "user_histories"):
+        count = len(model.user_histories)
+        rows = torch.linspace(0, count - 1, min(count, CHURN_ROWS), dtype=torch.double)
+        rows = rows.round().long().to(model.device)
+        before = model.sids_of_rows(rows)
     if model.config.text_encoder == "backbone":
         model.item_text.copy_(model.embed_texts(item_text(entry) for entry in model.catalogue))
     tower = model.item_tower
-    latents = tower.encode(model.item_text, model.item_collaborative).mean
+    latents = latents_of(tower, model.item_text, model.item_collaborative)
     nearest = tower.quantise(latents).codes
     codes = nearest
     if freeze:
@@ -96,17 +116,17 @@ def refresh_sids(model: TTDSForCausalLM, freeze: bool = False) -> dict[str, floa
     report["moved"] = (codes != nearest).any(1).float().mean().item()
     _agree(codes)
     model.item_sids.copy_(codes)
-    if hasattr(model, "user_sids"):
-        states = model.user_histories.split(CHUNK)
-        users = torch.cat([model.sids_of_users(part) for part in states])
-        _agree(users)
-        report["user_churn"] = (users != model.user_sids).any(1).float().mean().item()
-        model.user_sids.copy_(users)
+    if hasattr(model, "user_histories"):
+        model.refresh_users()
+        for weight in model.refreshed_tower.buffers():
+            _agree(weight)
+        changed = model.sids_of_rows(rows) != before
+        report["user_churn"] = changed.any(1).float().mean().item()
     model.train(was_training)
     return report
 
 
-def _agree(codes: Tensor) -> None:
-    # Rounding may differ between processes; the first one's codes count.
+def _agree(tensor: Tensor) -> None:
+    # Rounding may differ between processes; what the first one has counts.
     if torch.distributed.is_initialized():
-        torch.distributed.broadcast(codes, 0)
+        torch.distributed.broadcast(tensor, 0)

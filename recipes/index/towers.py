@@ -9,7 +9,21 @@ from tqdm.auto import tqdm
 
 from modeling_ttds.towers_ttds import TTDSTower
 
-CHUNK = 4096
+CHUNK = 65_536  # entities encoded at once
+CLUSTERED = 65_536  # k-means sees so many at most: 256 for each of 256 codes
+
+
+@torch.no_grad()
+def latents_of(tower: TTDSTower, text: Tensor, collaborative: Tensor) -> Tensor:
+    """Return the fused means of entities, (num_entities, code_dim).
+
+    Args:
+        tower: The tower that encodes them.
+        text: Text embeddings, (num_entities, text_dim).
+        collaborative: Collaborative embeddings, (num_entities, collaborative_dim).
+    """
+    parts = zip(text.split(CHUNK), collaborative.split(CHUNK), strict=True)
+    return torch.cat([tower.encode(*part).mean for part in parts])
 
 
 @torch.no_grad()
@@ -18,10 +32,14 @@ def init_codebooks(tower: TTDSTower, latents: Tensor, seed: int) -> None:
 
     Args:
         tower: The tower whose codebooks are replaced.
-        latents: Vectors to quantise, (num_entities, code_dim).
-        seed: Seed of k-means.
+        latents: Vectors to quantise, (num_entities, code_dim); of more than `CLUSTERED` so many
+            are drawn.
+        seed: Seed of k-means, and of the draw.
     """
     residual = latents.float().cpu().numpy()
+    if len(residual) > CLUSTERED:
+        draw = np.random.default_rng(seed)
+        residual = residual[draw.choice(len(residual), CLUSTERED, replace=False)]
     num_codes = tower.config.num_codes
     for codebook in tower.codebooks:
         clusters = min(num_codes, len(np.unique(residual, axis=0)))
@@ -80,7 +98,7 @@ def fit_tower(
     optimizer = torch.optim.AdamW(tower.parameters(), lr=learning_rate, weight_decay=1e-4)
     steps = num_epochs * -(-len(text) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    init_codebooks(tower, tower.encode(text, collaborative).mean.detach(), seed)
+    init_codebooks(tower, latents_of(tower, text, collaborative), seed)
     progress = tqdm(range(num_epochs), desc=f"fit {description}", unit="epoch")
     for epoch in progress:
         tower.train()
@@ -92,12 +110,10 @@ def fit_tower(
             schedule.step()
         tower.eval()
         if epoch < num_epochs * 0.8:
-            with torch.no_grad():
-                revive_dead_codes(tower, tower.encode(text, collaborative).mean, generator)
+            revive_dead_codes(tower, latents_of(tower, text, collaborative), generator)
         progress.set_postfix(loss=f"{output.loss.item():.3f}")
     # Gradient steps under sampling noise leave deep codebooks half used; k-means does not.
-    with torch.no_grad():
-        init_codebooks(tower, tower.encode(text, collaborative).mean, seed)
+    init_codebooks(tower, latents_of(tower, text, collaborative), seed)
     return tower_report(tower, text, collaborative)
 
 

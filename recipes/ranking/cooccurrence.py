@@ -10,6 +10,7 @@ from recipes.evaluation.baselines.markov import transition_matrix
 LONGEST = 50
 LATE = 6  # how many of a history's newest items count as late ones, each half as much as the next
 HALF_LIFE, YEAR = 120 * 86400, 365 * 86400  # seconds
+UNIT = 1250  # steps at lags 1 to 5 weigh so many parts of it, in either direction
 PRIOR = 3  # interactions of average age that an item's mean age starts from
 
 
@@ -18,8 +19,11 @@ def build_cooccurrence(
     num_items: int,
     min_pair_users: int = 1,
     timestamps: list[np.ndarray] | None = None,
+    max_item_pairs: int | None = None,
 ) -> TTDSCooccurrence:
     """Count what follows what, and who buys what together, in one go over the histories.
+
+    `recipes.ranking.counting` counts the same where a log lives in a database or on a cluster.
 
     Args:
         histories: Item rows in order, per user; the newest 50 of each count.
@@ -27,6 +31,8 @@ def build_cooccurrence(
         min_pair_users: Least number of users behind a pair; rarer pairs are dropped.
         timestamps: When each of the histories' interactions was, in seconds, NaN where unknown;
             without any, what the co-occurrence memory knows of time is zero.
+        max_item_pairs: Most pairs of an item: those with most transitions stay, then those of most
+            users; all by default.
     """
     everything = histories
     histories = [history[-LONGEST:] for history in histories]
@@ -42,26 +48,51 @@ def build_cooccurrence(
     )
     popularity = np.asarray(bought.sum(0)).ravel()
     bought.data[:] = 1
+    # Whatever follows another has a user in common with it: these are all pairs there are.
     together = (bought.T @ bought).tocsr()
-    roots = sp.diags(1 / np.sqrt(np.maximum(together.diagonal(), 1)))
-    cosine = (roots @ together @ roots).tocsr()
-    for matrix in (together, cosine):
-        matrix.setdiag(0)
-        matrix.eliminate_zeros()
-    kept = (together >= min_pair_users).astype(float)
-    kept = ((transition != 0) + (follow != 0) + (cosine != 0)).astype(float).multiply(kept).tocsr()
-    kept.sort_indices()
-    cooccurrence = TTDSCooccurrence(num_items, kept.nnz)
-    cooccurrence.starts.copy_(torch.from_numpy(kept.indptr))
-    cooccurrence.others.copy_(torch.from_numpy(kept.indices))
-    rows = np.repeat(np.arange(num_items), np.diff(kept.indptr))
-    matrices = (transition, follow, cosine) if kept.nnz else ()
-    for column, matrix in enumerate(matrices):
-        values = np.asarray(sp.csr_matrix(matrix)[rows, kept.indices]).ravel()
-        cooccurrence.values[:, column] = torch.from_numpy(values)
-    columns = (popularity, _late(histories, num_items), *_times(everything, num_items, timestamps))
-    cooccurrence.items.copy_(torch.from_numpy(np.stack(columns, axis=1)))
-    return cooccurrence
+    roots = 1 / np.sqrt(np.maximum(together.diagonal(), 1))
+    together.setdiag(0)
+    together.data[together.data < min_pair_users] = 0
+    together.eliminate_zeros()
+    together.sort_indices()
+    first = np.repeat(np.arange(num_items), np.diff(together.indptr))
+    other, users = together.indices, together.data
+    if max_item_pairs is not None:
+        # A column of the matrix is the count over the root of its row's sum. Equal counts tie.
+        sums = np.asarray(transition.sum(1)).ravel()
+        strength = np.rint(_at(transition, first, other) * sums[first] * UNIT)
+        order = np.lexsort((other, -users, -strength, first))
+        rank = np.arange(len(order)) - together.indptr[first]
+        kept = np.sort(order[rank < max_item_pairs])
+        first, other, users = first[kept], other[kept], users[kept]
+    values = [_at(transition, first, other), _at(follow, first, other)]
+    values.append(roots[first] * users * roots[other])
+    items = (popularity, _late(histories, num_items), *_times(everything, num_items, timestamps))
+    return memory_of(first, other, np.stack(values, axis=1), np.stack(items, axis=1))
+
+
+def memory_of(
+    first: np.ndarray, other: np.ndarray, values: np.ndarray, items: np.ndarray
+) -> TTDSCooccurrence:
+    """Return the co-occurrence memory that holds these statistics.
+
+    Args:
+        first: Item rows, sorted, (num_pairs,).
+        other: The items they are paired with, sorted among those of one item, (num_pairs,).
+        values: The pairs' statistics, (num_pairs, num_statistics).
+        items: The items' statistics, (num_items, num_item_statistics).
+    """
+    memory = TTDSCooccurrence(len(items), len(other))
+    counts = np.bincount(first, minlength=len(items))
+    memory.starts[1:] = torch.from_numpy(counts.cumsum())
+    memory.others.copy_(torch.from_numpy(other))
+    memory.values.copy_(torch.from_numpy(values))
+    memory.items.copy_(torch.from_numpy(items))
+    return memory
+
+
+def _at(matrix: sp.csr_matrix, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return np.asarray(sp.csr_matrix(matrix)[rows, columns]).ravel() if len(rows) else np.zeros(0)
 
 
 def _late(histories: list[np.ndarray], num_items: int) -> np.ndarray:
@@ -86,5 +117,15 @@ def _times(
     items, age = items[known], when[known].max() - when[known]
     recent = np.bincount(items, 0.5 ** (age / HALF_LIFE), num_items)
     count = np.bincount(items, minlength=num_items)
-    era = -(np.bincount(items, age, num_items) + PRIOR * age.mean()) / (count + PRIOR) / YEAR
-    return recent, era
+    return recent, mean_ages(np.bincount(items, age, num_items), count)
+
+
+def mean_ages(age: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the mean age of each item's interactions in years, negative.
+
+    Args:
+        age: Sum of the ages in seconds, (num_items,).
+        known: Number of them, (num_items,).
+    """
+    mean = age.sum() / max(known.sum(), 1)
+    return -(age + PRIOR * mean) / (known + PRIOR) / YEAR

@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_ttds.configuration_ttds import PLACEHOLDER_START
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
+from modeling_ttds.users_ttds import TTDSUserHistories
 from recipes.config import ExampleOptions
 from recipes.data.split import Split
 from recipes.tuning import tasks, wordings
@@ -53,14 +54,17 @@ class UserStates:
         """Return the row of every user's last state."""
         return self.first[1:] - 1
 
+    def on_demand(self) -> TTDSUserHistories:
+        """Return what makes the histories of states when a batch asks for them."""
+        newest = np.full(len(self), -1, dtype=np.int32)
+        seen = np.ones(len(self), dtype=bool)
+        seen[self.first[:-1]] = False
+        newest[seen] = np.concatenate(self.training)
+        return TTDSUserHistories(torch.from_numpy(newest), self.max_history)
+
     def histories(self) -> Tensor:
         """Return the item rows of all states, padded left with -1, (num_states, max_history)."""
-        padded = np.full((len(self), self.max_history), -1, dtype=np.int64)
-        for user, history in enumerate(self.training):
-            for moment in range(1, len(history) + 1):
-                newest = history[max(0, moment - self.max_history) : moment]
-                padded[self.first[user] + moment, -len(newest) :] = newest
-        return torch.from_numpy(padded)
+        return self.on_demand()[torch.arange(len(self))]
 
 
 class Examples:
@@ -110,15 +114,17 @@ class Examples:
                 f"`tasks` names {min(unknown)!r}; known are "
                 f"{', '.join(tasks.USER_TASKS | tasks.ITEM_TASKS)}."
             )
-        users = [user for user, history in enumerate(split.training) if len(history)]
-        self.rows: list[tuple[int, int | None]] = [(user, None) for user in users]
+        lengths = np.diff(states.first) - 1
+        # Of a row its user and, with sliding windows, its target: arrays, since users are many.
+        self.users, self.targets = np.flatnonzero(lengths).astype(np.int32), None
+        num_users = len(self.users)
         if options.sliding_windows:
-            self.rows = [(u, target) for u in users for target in range(len(split.training[u]))]
-        self.task_rows = [
-            task
-            for task, weight in (options.tasks or {}).items()
-            for _ in range(round(weight * len(users)))
-        ]
+            lengths = lengths[self.users]
+            self.users = np.repeat(self.users, lengths)
+            starts = np.repeat(lengths.cumsum() - lengths, lengths)
+            self.targets = (np.arange(len(self.users)) - starts).astype(np.int32)
+        counts = [round(weight * num_users) for weight in (options.tasks or {}).values()]
+        self.task_ends = len(self.users) + np.cumsum(counts, dtype=np.int64)
 
     def as_dataset(self) -> datasets.Dataset:
         """Return a data set that makes its examples when they are asked for."""
@@ -154,25 +160,25 @@ class Examples:
 
     def lengths(self) -> list[int]:
         """Return about how many items each row shows; rows of other tasks count as long ones."""
-        shown = (
-            len(self.split.training[user]) if target is None else target + 1
-            for user, target in self.rows
-        )
-        next_item = [min(length, self.max_history + 1) for length in shown]
-        return next_item + [self.max_history] * len(self.task_rows)
+        if self.targets is None:
+            shown = np.diff(self.states.first)[self.users] - 1
+        else:
+            shown = self.targets + 1
+        next_item = np.minimum(shown, self.max_history + 1).tolist()
+        return next_item + [self.max_history] * (len(self) - len(self.users))
 
     def __len__(self) -> int:
-        return len(self.rows) + len(self.task_rows)
+        return int(self.task_ends[-1]) if len(self.task_ends) else len(self.users)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         draw = random.Random(f"{self.seed}-{self.epoch}-{index}")
-        if index >= len(self.rows):
-            task = self.task_rows[index - len(self.rows)]
+        if index >= len(self.users):
+            task = list(self.options.tasks)[np.searchsorted(self.task_ends, index, side="right")]
             return self.encode(tasks.draw_wording(self.past, task, draw))
-        user, target = self.rows[index]
+        user = int(self.users[index])
         history = self.past.histories[user]
-        if target is not None:
-            return self.encode_next_item(history, user, 0, target)
+        if self.targets is not None:
+            return self.encode_next_item(history, user, 0, int(self.targets[index]))
         end = draw.randint(min(len(history), self.max_history + 1), len(history))
         begin = max(0, end - self.max_history - 1)
         cut = draw.randrange(begin, end)

@@ -26,6 +26,7 @@ from collections.abc import Callable
 
 from recipes.data.split import Split, split_data
 from recipes.data.toyshop import generate
+from recipes.tuning.buyers import Buyers
 from recipes.tuning.wordings import (
     BETWEEN,
     BOUGHT_TOGETHER,
@@ -71,14 +72,7 @@ class Past:
         self.histories = split.training
         if held_out:
             self.histories = [split.history(user, "test") for user in range(len(split.training))]
-        self.buyers: list[list[tuple[int, int]]] = [[] for _ in range(split.num_items)]
-        for user, history in enumerate(split.training):
-            for moment, item in enumerate(history.tolist()):
-                self.buyers[item].append((user, moment))
-        if split.data.timestamps is not None:
-            timestamps = split.data.timestamps
-            for buyers in self.buyers:
-                buyers.sort(key=lambda who: timestamps[who[0]][who[1]])
+        self.buyers = Buyers(split)
 
     def shown(self, user: int, moment: int) -> list[int]:
         """Return the newest item rows before a moment."""

@@ -21,10 +21,10 @@ from recipes.index.refresh import refresh_sids
 from recipes.tuning import adapter
 from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, collate
 
-# Kept beside the weights: user semantic IDs are no part of them, and an adapter's hold no buffer at
-# all.
+# Kept beside the weights: the tower that users' semantic IDs are made by until the next refresh is
+# no part of them, and an adapter's hold no buffer at all.
 SID_FILE = "sids.safetensors"
-TABLES = ("item_sids", "item_text", "user_sids")
+TABLES = ("item_sids", "item_text", "refreshed_tower.")
 SEAL_FILE = "complete.json"
 ORIGIN_FILE = "trained_on.json"
 
@@ -104,7 +104,8 @@ class SealCheckpoint(TrainerCallback):
         if not args.should_save:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        tensors = {name: getattr(self.trainer.ttds, name).cpu() for name in TABLES}
+        tensors = dict(self.trainer.ttds.named_buffers())
+        tensors = {name: tensors[name].cpu() for name in tensors if name.startswith(TABLES)}
         save_file(tensors, folder / SID_FILE)
         origin = json.dumps(self.trainer.ttds.config.trained_on, indent=2)
         (folder / ORIGIN_FILE).write_text(origin, "utf-8")
@@ -345,4 +346,4 @@ class TTDSTrainer(SFTTrainer):
 
     def _load_sids(self, folder: str) -> None:
         for name, tensor in load_file(f"{folder}/{SID_FILE}").items():
-            getattr(self.ttds, name).copy_(tensor)
+            self.ttds.get_buffer(name).copy_(tensor)
