@@ -8,6 +8,7 @@ from modeling_ttds.cooccurrence_ttds import TTDSCooccurrence
 from recipes.evaluation.baselines.markov import transition_matrix
 
 LONGEST = 50
+MAX_PAIRS = 512  # of an item: what a history recalls is bounded, and the memory's size
 LATE = 6  # how many of a history's newest items count as late ones, each half as much as the next
 HALF_LIFE, YEAR = 120 * 86400, 365 * 86400  # seconds
 UNIT = 1250  # steps at lags 1 to 5 weigh so many parts of it, in either direction
@@ -19,7 +20,7 @@ def build_cooccurrence(
     num_items: int,
     min_pair_users: int = 1,
     timestamps: list[np.ndarray] | None = None,
-    max_item_pairs: int | None = None,
+    max_pairs: int | None = MAX_PAIRS,
 ) -> TTDSCooccurrence:
     """Count what follows what, and who buys what together, in one go over the histories.
 
@@ -31,8 +32,8 @@ def build_cooccurrence(
         min_pair_users: Least number of users behind a pair; rarer pairs are dropped.
         timestamps: When each of the histories' interactions was, in seconds, NaN where unknown;
             without any, what the co-occurrence memory knows of time is zero.
-        max_item_pairs: Most pairs of an item: those with most transitions stay, then those of most
-            users; all by default.
+        max_pairs: Most pairs of an item: those with most transitions stay, then those of most
+            users; None keeps all.
     """
     everything = histories
     histories = [history[-LONGEST:] for history in histories]
@@ -57,13 +58,13 @@ def build_cooccurrence(
     together.sort_indices()
     first = np.repeat(np.arange(num_items), np.diff(together.indptr))
     other, users = together.indices, together.data
-    if max_item_pairs is not None:
+    if max_pairs is not None:
         # A column of the matrix is the count over the root of its row's sum. Equal counts tie.
         sums = np.asarray(transition.sum(1)).ravel()
         strength = np.rint(_at(transition, first, other) * sums[first] * UNIT)
         order = np.lexsort((other, -users, -strength, first))
         rank = np.arange(len(order)) - together.indptr[first]
-        kept = np.sort(order[rank < max_item_pairs])
+        kept = np.sort(order[rank < max_pairs])
         first, other, users = first[kept], other[kept], users[kept]
     values = [_at(transition, first, other), _at(follow, first, other)]
     values.append(roots[first] * users * roots[other])

@@ -12,7 +12,15 @@ from ibis import _
 from ibis.expr.types import Table
 
 from modeling_ttds.cooccurrence_ttds import TTDSCooccurrence
-from recipes.ranking.cooccurrence import HALF_LIFE, LATE, LONGEST, UNIT, mean_ages, memory_of
+from recipes.ranking.cooccurrence import (
+    HALF_LIFE,
+    LATE,
+    LONGEST,
+    MAX_PAIRS,
+    UNIT,
+    mean_ages,
+    memory_of,
+)
 
 # A step from one item to the next weighs 1, one over an item between them 0.6, and so on; the
 # opposite direction half as much: in integers, so many parts of `UNIT`.
@@ -43,7 +51,7 @@ def embedded_log(histories: list[np.ndarray], timestamps: list[np.ndarray] | Non
 
 
 def count(
-    log: Table, num_items: int, min_pair_users: int = 1, max_item_pairs: int | None = None
+    log: Table, num_items: int, min_pair_users: int = 1, max_pairs: int | None = MAX_PAIRS
 ) -> TTDSCooccurrence:
     """Return the co-occurrence memory of a log, counted by the engine that holds it.
 
@@ -51,11 +59,11 @@ def count(
         log: The log.
         num_items: Size of the catalogue.
         min_pair_users: As of `build_cooccurrence`.
-        max_item_pairs: As of `build_cooccurrence`.
+        max_pairs: As of `build_cooccurrence`.
     """
     steps = step_counts(log)
     sums = steps.group_by("first").agg(weight=_.weight.sum(), follows=_.follows.sum())
-    pairs = pair_counts(log, steps, min_pair_users, max_item_pairs)
+    pairs = pair_counts(log, steps, min_pair_users, max_pairs)
     items = _columns(item_counts(log))
     sums, pairs = _columns(sums), _columns(pairs)
 
@@ -139,16 +147,15 @@ def step_counts(log: Table) -> Table:
     return both.group_by("first", "other").agg(weight=_.weight.sum(), follows=_.follows.sum())
 
 
-def pair_counts(
-    log: Table, steps: Table, min_users: int = 1, max_pairs: int | None = None
-) -> Table:
+def pair_counts(log: Table, steps: Table, min_users: int, max_pairs: int | None) -> Table:
     """Return the pairs of items with users in common: `first`, `other`, `users`, and their steps.
 
     Args:
         log: The log.
         steps: As of `step_counts`.
         min_users: Least number of users behind a pair.
-        max_pairs: Most pairs of an item: those of most weight stay, then those of most users.
+        max_pairs: Most pairs of an item: those of most weight stay, then those of most users; None
+            keeps all.
     """
     bought = log.filter(_.place < LONGEST).select("user", "item").distinct()
     first = bought.select("user", first=_.item)

@@ -47,7 +47,7 @@ def test_duckdb_counts_as_numpy_does(log, least, most, timed):
 
 
 def test_the_strongest_pairs_of_an_item_stay(log):
-    whole, capped = (build_cooccurrence(log[0], 30, max_item_pairs=most) for most in (None, 3))
+    whole, capped = (build_cooccurrence(log[0], 30, max_pairs=most) for most in (None, 3))
     for item in range(30):
         (values, others), (kept, of) = (
             (memory.values[begin:end, 0], memory.others[begin:end])
