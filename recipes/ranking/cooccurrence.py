@@ -2,7 +2,6 @@
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 from modeling_ttds.cooccurrence_ttds import TTDSCooccurrence
 from recipes.evaluation.baselines.markov import transition_matrix
@@ -85,10 +84,11 @@ def memory_of(
     """
     memory = TTDSCooccurrence(len(items), len(other))
     counts = np.bincount(first, minlength=len(items))
-    memory.starts[1:] = torch.from_numpy(counts.cumsum())
-    memory.others.copy_(torch.from_numpy(other))
-    memory.values.copy_(torch.from_numpy(values))
-    memory.items.copy_(torch.from_numpy(items))
+    for buffer, content in (
+        (memory.starts[1:], counts.cumsum()), (memory.others, other), (memory.values, values),
+        (memory.items, items),
+    ):  # fmt: skip
+        buffer.numpy()[:] = content
     return memory
 
 
