@@ -9,6 +9,19 @@ both); all else is what a run does by default.
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    sizes = [10_000, 100_000, 1_000_000]
+    parser.add_argument(
+        "--users", nargs="+", type=int, choices=sizes, default=sizes, help="Sizes to measure."
+    )
+    ARGUMENTS = parser.parse_args()
+
 import tempfile
 import time
 from collections.abc import Iterator
@@ -184,12 +197,13 @@ def measure(num_users: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Measure the sizes that are named, all by default, and write the result."""
+def main(sizes: list[int]) -> None:
+    """Measure and write the result.
+
+    Args:
+        sizes: Numbers of users, of `ITEMS`.
+    """
     begun = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--users", nargs="+", type=int, choices=list(ITEMS), default=list(ITEMS))
-    sizes = parser.parse_args().users
     settings = {"num_codes": NUM_CODES, "tower_epochs": TOWER_EPOCHS, "threads": 1}
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         rows = list(pool.map(measure, sizes))
@@ -198,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS.users)

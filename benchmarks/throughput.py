@@ -96,7 +96,7 @@ def main() -> None:
     model = build_model(split, tokenizer, *shapes, backbone.model_name_or_path, text, seed)
     embed_items(model, split, options.index, text, seed)
     build_sid_table(
-        model, states.histories(), states.latest(), num_epochs=1, freeze=True, seed=seed
+        model, states.on_demand(), states.latest(), num_epochs=1, freeze=True, seed=seed
     )
     size = training.per_device_train_batch_size
     order = list(EpochSampler(examples, size, seed))
