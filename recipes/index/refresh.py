@@ -14,7 +14,7 @@ from recipes.index.towers import code_usage, fit_tower, latents_of
 # More users than that teach the tower of users nothing new: it sees means of items' embeddings.
 FITTED_USERS = 100_000
 CHUNK = 4096
-CHURN_ROWS = 65_536  # user states that churn is measured on at most
+CHURN_ROWS = 16_384  # user states that churn is measured on at most
 
 
 def build_sid_table(
