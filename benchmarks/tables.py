@@ -350,6 +350,50 @@ def tasks_table() -> str:
     return markdown(["task", "", "for example"], lines)
 
 
+def serving_table(rows: list[dict]) -> str:
+    """Return what the HTTP server takes, from one client and from many."""
+    row = next((r for r in rows if "times_one_at_a_time" in r), None)
+    if row is None:
+        return EMPTY
+    columns = ("requests_per_second", "p50_ms", "p95_ms", "p99_ms", "requests", "errors")
+    lines = ["| clients | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for entry in row["rows"]:
+        cells = " | ".join(f"{entry[column]:,}" for column in columns)
+        lines.append(f"| {entry['clients']} | {cells} |")
+    lines.append(
+        f"\n{row['times_one_at_a_time']} times the requests of one client that waits for each. "
+        f"{row['items']:,} items; {row['cores']} cores, which the clients use too, a load of "
+        f"{row['load_before']} before; {row['hardware']}; commit {row['commit']}; "
+        f"`{row['command']}`."
+    )
+    return "\n".join(lines)
+
+
+def update_table(rows: list[dict]) -> str:
+    """Return how models rank the weeks after an update: before it, after it, trained anew."""
+    found = [row for row in rows if "update" in row]
+    if not found:
+        return EMPTY
+    columns = [name for name in found[0]["rows"]["updated"] if name != "minutes"]
+    lines = [
+        "| | " + " | ".join(columns) + " | minutes |",
+        "|---|" + "---|" * (len(columns) + 1),
+    ]
+    for row in found:
+        for method, scores in row["rows"].items():
+            cells = " | ".join(f"{scores[column]:.4f}" for column in columns)
+            lines.append(f"| {row['update']}, {method} | {cells} | {scores['minutes']:.1f} |")
+        old, new = row["interactions"]
+        lines.append(
+            f"\n{row['update']}: {old:,} interactions before {row['days'][0]}, {new:,} before "
+            f"{row['days'][1]}; {row['users']:,} users chose something after that, "
+            f"{row['targets_of_new_items']:,} of them an item that had come in between, "
+            f"{row['targets_nobody_knew']:,} one that nobody knew; {row['hardware']}; commit "
+            f"{row['commit']}; `{row['command']}`."
+        )
+    return "\n".join(lines)
+
+
 def filled(text: str, rows: list[dict]) -> str:
     """Return a document with the tables between its markers and the figures in it made anew.
 
@@ -363,6 +407,7 @@ def filled(text: str, rows: list[dict]) -> str:
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
         "summary": summary_table, "cost": cost_table, "first minute": first_minute_output,
         "tasks": lambda rows: tasks_table(),
+        "serving": serving_table, "update": update_table,
     }  # fmt: skip
     for name in re.findall(r"<!-- table: (.+?) -->", text):
         kind, dataset = (name, "") if name in makers else name.split(" ")
