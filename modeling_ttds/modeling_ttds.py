@@ -17,12 +17,13 @@ from .configuration_ttds import KINDS, TTDSConfig
 from .cooccurrence_ttds import TTDSCooccurrence
 from .entities_ttds import TTDSEntitiesMixin
 from .entries_ttds import TTDSEntries, TTDSRoom
-from .generation_ttds import CACHE, TTDSGenerationMixin
+from .generation_ttds import TTDSGenerationMixin
 from .lock_ttds import TTDSLock
 from .losses_ttds import TTDSLossMixin
 from .nodes_ttds import TTDSNodeHead, TTDSNodePairs
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .precision_ttds import unhalved
+from .prefix_ttds import CACHE
 from .priors_ttds import TTDSPriorHead
 from .questions_ttds import TTDSQuestionsMixin
 from .recommendation_ttds import TTDSRecommendationMixin

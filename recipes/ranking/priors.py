@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 
-from modeling_ttds.generation_ttds import TTDSPrefix, log_softmax
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.prefix_ttds import TTDSPrefix, log_softmax
 from modeling_ttds.priors_ttds import TTDSPriorHead
 from modeling_ttds.recommendation_ttds import pad_rows
 from modeling_ttds.trie_ttds import spread
