@@ -15,8 +15,8 @@ if __name__ == "__main__":  # before the imports that take seconds
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--size", type=int, help="measure one size, save it in --folder")
-    parser.add_argument("--folder", help="measure how a model that is saved there is loaded")
+    parser.add_argument("--size", type=int, help="Save one size in --folder; by default all.")
+    parser.add_argument("--folder", help="Load from there; none by default.")
     arguments = parser.parse_args()
 
 import json

@@ -4,8 +4,24 @@ python -m benchmarks.serving --model outputs/demo
 """
 
 import argparse
-import json
 import os
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", required=True, help="The model's folder.")
+    parser.add_argument("--name", default="serving", help="Name of the result.")
+    parser.add_argument("--clients", type=int, default=50, help="How many ask at once.")
+    parser.add_argument("--seconds", type=int, default=60, help="For how long.")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="Threads of the server."
+    )
+    ARGUMENTS = parser.parse_args()
+
+import json
 import subprocess
 import sys
 import tempfile
@@ -82,15 +98,12 @@ def wait_for(url: str, process: subprocess.Popen) -> dict[str, Any]:
     raise RuntimeError(f"The server ended with status {process.returncode}.")
 
 
-def main() -> None:
-    """Start the server, test it with many clients and with one, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder")
-    parser.add_argument("--name", default="serving", help="name of the result")
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the server")
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Start the server, test it with many clients and with one, write the result.
+
+    Args:
+        arguments: The command line.
+    """
     begun, load = time.perf_counter(), os.getloadavg()[0]
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
     command = [sys.executable, "recipes/serve.py", "--model", arguments.model, "--port", "0"]
@@ -128,4 +141,4 @@ def _content(file) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

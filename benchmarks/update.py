@@ -9,6 +9,24 @@ is handed to the recipe.
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--name", required=True, help="Name of the data set in the results.")
+    parser.add_argument("--dataset_name", required=True, help="Folder, with timestamps.")
+    parser.add_argument(
+        "--train_share", type=float, default=0.8, help="Share of the interactions trained on."
+    )
+    parser.add_argument(
+        "--update_share", type=float, default=0.1, help="Share of those of the weeks after."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of everything drawn at random.")
+    ARGUMENTS, RECIPE = parser.parse_known_args()
+
 import shutil
 import subprocess
 import sys
@@ -102,15 +120,13 @@ def timed(run: Callable[[], object]) -> float:
     return round((time.perf_counter() - begun) / 60, 2)
 
 
-def main() -> None:
-    """Cut, train, update, train anew, rank, and write one result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="name of the data set in the results")
-    parser.add_argument("--dataset_name", required=True, help="folder, with timestamps")
-    parser.add_argument("--train_share", type=float, default=0.8, help="of the interactions")
-    parser.add_argument("--update_share", type=float, default=0.1, help="of the interactions")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments, recipe = parser.parse_known_args()
+def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
+    """Cut, train, update, train anew, rank, and write one result.
+
+    Args:
+        arguments: The command line.
+        recipe: What of it is handed to the recipe.
+    """
     begun, source = time.perf_counter(), Path(arguments.dataset_name)
     data = read_data(arguments.dataset_name)
     if data.timestamps is None:
@@ -174,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS, RECIPE)

@@ -24,7 +24,7 @@ def main() -> None:
         "--output_dir", required=True, type=Path, help="Folder to write to, which is not there yet."
     )
     parser.add_argument(
-        "--text_embeddings", help="File of the data set's text embeddings, where they are made."
+        "--text_embeddings", help="File of text embeddings; by default they are made."
     )
     parser.add_argument(
         "--fit_users",
