@@ -46,7 +46,9 @@ if __name__ == "__main__":  # before the imports that take seconds
         choices=TIMELINE_TARGETS,
         help="Which interaction after a cut is the target.",
     )
-    parser.add_argument("--encoder", help="Folder or Hub id that dense-text starts from.")
+    parser.add_argument(
+        "--encoder", help="Folder or Hub id that dense-text starts from; no default."
+    )
     parser.add_argument(
         "--max_configurations", type=int, help="Try the first so many; all by default."
     )
