@@ -28,7 +28,7 @@ def main() -> None:
         choices=("validation", "test"),
         help="Whose targets are looked for.",
     )
-    parser.add_argument("--split", choices=SPLITS, help="As for training by default.")
+    parser.add_argument("--split", choices=SPLITS, help="Which split; as for training by default.")
     parser.add_argument("--num_beams", type=int, default=50, help="Prefixes kept per level.")
     parser.add_argument("--output", help="Folder to write to; by default the model's.")
     arguments = parser.parse_args()
