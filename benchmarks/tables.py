@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.published import published_table
 from benchmarks.result import best_baseline, order, ranking_runs, results
 from benchmarks.values import is_old, with_values
 from recipes.evaluation.report import LM_ONLY, RERANKER_ONLY, TTDS
@@ -167,6 +168,8 @@ def compare_table(rows: list[dict]) -> str:
     for row in rows:
         for method, found in row.get("against", {}).items():
             for name, group in found["slices"].items():
+                if name not in SLICES:
+                    continue
                 cells = []
                 for metric in ("HR@10", "NDCG@10"):
                     part = group[metric]
@@ -432,7 +435,7 @@ def filled(text: str, rows: list[dict]) -> str:
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
         "summary": summary_table, "cost": cost_table, "first minute": first_minute_output,
         "tasks": lambda rows: tasks_table(),
-        "serving": serving_table, "update": update_table,
+        "serving": serving_table, "update": update_table, "published": published_table,
     }  # fmt: skip
     for name in re.findall(r"<!-- table: (.+?) -->", text):
         kind, dataset = (name, "") if name in makers else name.split(" ")

@@ -25,7 +25,7 @@ from .trie_ttds import TTDSTrie
 
 LIKENESS = 0.05  # temperature of the likeness of texts that a new item is placed by
 SURENESS = 0.6  # how far its embedding is stretched, 1 is to unit length
-MOST_LIKES, MOST_PAIRS, CHUNK = 2**18, 2**28, 512  # known items looked at, products, at once
+MOST_LIKES, MOST_PAIRS, CHUNK = 2**16, 2**28, 512  # known items looked at, products, at once
 CATALOGUE_FILE = "catalogue.jsonl"
 FIELDS = ("item_id", "title", "brand", "categories")  # what the catalogue keeps of an item
 
@@ -236,7 +236,7 @@ class TTDSCatalogueMixin:
         means = self.item_collaborative.new_zeros(len(text), self.item_collaborative.shape[1])
         if not len(known):
             return means
-        others = F.normalize(self.item_text[known], dim=-1)
+        others = self.item_text[known]  # of unit length
         for rows in torch.arange(len(text), device=text.device).split(CHUNK):
             cosines = F.normalize(text[rows], dim=-1) @ others.T
             weights = (cosines / LIKENESS).softmax(1).to(means.dtype)
