@@ -333,6 +333,28 @@ def rank_users(
     return rows, lists
 
 
+def fit_heads(
+    model: TTDSForCausalLM, split: Split, cold_item_dropout: float, seed: int
+) -> tuple[TTDSPriorHead, list[TTDSPriorHead], TTDSForCausalLM | None]:
+    """Fit prior heads on validation targets, as things are and with newcomers.
+
+    Args:
+        model: A model with a co-occurrence memory.
+        split: The split.
+        cold_item_dropout: As of `fit_priors`; 0 goes without newcomers.
+        seed: Seed of the newcomers and of the fits.
+
+    Returns:
+        As of `cross_fit_priors`, and the model with newcomers, if there is one.
+    """
+    twin = with_newcomers(model, seed) if cold_item_dropout else None
+    choices = [node_choices(model, split, "validation")]
+    if twin is not None:
+        choices.append(node_choices(twin, split, "validation", MOST_USERS))
+    fit = {"cold_item_dropout": cold_item_dropout, "seed": seed}
+    return *cross_fit_priors(*choices, **fit), twin
+
+
 def join(
     model: TTDSForCausalLM,
     split: Split,
@@ -370,13 +392,7 @@ def join(
     model.set_priors(memory, TTDSPriorHead(model.config.item_tower.num_levels).to(model.device))
     add_new_items(model, then, text)
     rate = options.cold_item_dropout
-    twin = with_newcomers(model, seed) if rate else None
-    choices = [
-        node_choices(each, then, "validation", most)
-        for each, most in ((model, None), (twin, MOST_USERS))
-        if each is not None
-    ]
-    head, heads = cross_fit_priors(*choices, cold_item_dropout=rate, seed=seed)
+    head, heads, twin = fit_heads(model, then, rate, seed)
     validation = reranker_data(model, then, "validation", num_beams, heads, options.reranker)
     new = None
     if options.reranker and twin is not None:

@@ -19,9 +19,8 @@ from recipes.data.split import Split
 from recipes.data.tables import Data
 from recipes.hub.saved import check_texts
 from recipes.ranking.cooccurrence import build_cooccurrence
-from recipes.ranking.newcomers import MOST_USERS, with_newcomers
-from recipes.ranking.priors import cross_fit_priors, node_choices
-from recipes.ranking.reranker import NUM_FOLDS, fit_reranker, reranker_data
+from recipes.ranking.newcomers import MOST_USERS
+from recipes.ranking.reranker import NUM_FOLDS, fit_heads, fit_reranker, reranker_data
 
 
 def saved_facts(name: str) -> dict[str, Any]:
@@ -164,12 +163,10 @@ def fit_ranking(
     ).to(model.device)
     model.config.min_pair_users = options.min_pair_users
     model.set_priors(memory, TTDSPriorHead(model.config.item_tower.num_levels).to(model.device))
-    rate, views = options.cold_item_dropout, [(model, None)]
-    if options.cold_item_dropout:
-        views.append((with_newcomers(model, seed), MOST_USERS))
-    choices = [node_choices(view, split, "validation", most) for view, most in views]
-    head, heads = cross_fit_priors(*choices, cold_item_dropout=rate, seed=seed)
+    rate = options.cold_item_dropout
+    head, heads, twin = fit_heads(model, split, rate, seed)
     if options.reranker:
+        views = [(model, None)] if twin is None else [(model, None), (twin, MOST_USERS)]
         users = [
             reranker_data(view, split, "validation", num_beams, heads, most=most)[0]
             for view, most in views
