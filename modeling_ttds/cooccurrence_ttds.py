@@ -84,20 +84,29 @@ class TTDSCooccurrence(TTDSFloat32):
         self.starts = torch.cat([self.starts, self.starts[-1:].expand(num_new)])
         self.items = F.pad(self.items, (0, 0, 0, num_new))
 
+    def forget(self, items: Tensor) -> None:
+        """Know no more of some items than of new ones; they keep their rows.
+
+        Args:
+            items: Mask of these items, (num_items,).
+        """
+        first = torch.repeat_interleave(self.starts.diff())
+        stays = ~(items[first] | items[self.others])
+        counts = torch.bincount(first[stays], minlength=len(items))
+        self.starts = F.pad(counts.cumsum(0), (1, 0))
+        self.others, self.values = self.others[stays], self.values[stays]
+        self.items = self.items * ~items[:, None]
+
     def keep(self, items: Tensor) -> None:
-        """Forget all items but those marked.
+        """Remove all items but those marked.
 
         Args:
             items: Mask of the items that stay, (num_items,).
         """
-        counts = self.starts.diff()
-        first = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        stays = items[first] & items[self.others]
+        self.forget(~items)
         row = items.long().cumsum(0) - 1
-        counts = torch.bincount(row[first[stays]], minlength=int(items.sum()))
-        self.starts = F.pad(counts.cumsum(0), (1, 0))
-        self.others, self.values = row[self.others[stays]].int(), self.values[stays]
-        self.items = self.items[items]
+        self.starts = F.pad(self.starts.diff()[items].cumsum(0), (1, 0))
+        self.others, self.items = row[self.others].int(), self.items[items]
 
 
 class TTDSNeighbours:

@@ -39,7 +39,8 @@ class TTDSEntries(Sequence):
         self._items[row] = entry
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TTDSEntries | list):
+        # Two saved models bring the code, and so this class, twice.
+        if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 

@@ -40,9 +40,7 @@ def with_newcomers(model: TTDSForCausalLM, seed: int) -> TTDSForCausalLM:
     )
     memory = twin.cooccurrence = copy.copy(model.cooccurrence)
     memory._buffers = dict(memory._buffers)
-    first = torch.repeat_interleave(memory.starts.diff())
-    memory.values = memory.values * ~(new[first] | new[memory.others])[:, None]
-    memory.items = memory.items * ~new[:, None]
+    memory.forget(new)
     if model.config.pair_dim:
         pairs = twin.node_pairs = copy.deepcopy(model.node_pairs)
         before = torch.where(new, -1, torch.arange(len(new), device=new.device))

@@ -36,8 +36,13 @@ def test_newcomers_are_what_adding_them_gives(joined):
     assert torch.equal(twin.item_sids[rows], joined.item_sids[added])
     assert torch.equal(twin.item_sids[others], sids[others])
     assert not twin.cooccurrence.items[rows].any()
-    items, sums = twin.cooccurrence.neighbours(others[:1, None], (1.0, 1.0, 1.0))
-    assert not sums[torch.isin(items, new.nonzero()[:, 0])].any() and sums.any()
+    memory, added_last = twin.cooccurrence, joined.cooccurrence
+    order = torch.cat([others, torch.tensor(rows)])  # of the twin's rows, as adding puts them
+    for row, other in enumerate(order.tolist()):
+        pairs = slice(memory.starts[other], memory.starts[other + 1])
+        found = slice(added_last.starts[row], added_last.starts[row + 1])
+        assert torch.equal(memory.others[pairs], order[added_last.others[found]].int())
+        assert torch.equal(memory.values[pairs], added_last.values[found])
 
 
 def test_the_model_itself_stays_as_it_was(joined):
