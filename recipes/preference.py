@@ -1,7 +1,7 @@
 """Tune a trained model's next item against hard negatives of its own beams; heads fitted anew.
 
 python recipes/preference.py --model outputs/demo --output_dir outputs/preferred
-accelerate launch recipes/preference.py --model FOLDER --dataset_name FOLDER --output_dir FOLDER
+python recipes/preference.py --model FOLDER --dataset_name FOLDER --output_dir FOLDER
 
 Negatives are staged from easy to hard: any item, low beams, top beams. Only training histories tell
 what a user chose. Measure the result by `recipes/evaluate.py`, on validation first.
@@ -52,6 +52,9 @@ def main() -> None:
     # They take seconds, which --help and a wrong option need not wait for.
     from accelerate import PartialState
 
+    if (count := PartialState().num_processes) > 1:
+        raise ValueError(f"There are {count} processes; preference tuning runs in one.")
+
     from recipes.data.split import check_split
     from recipes.evaluation import report
     from recipes.hub.saved import (
@@ -83,8 +86,6 @@ def main() -> None:
     with report.stage(f"Tune against negatives, stages {', '.join(STAGES)}"):
         for step in tune(model, split.view("training"), options, seed):
             print(step)
-    if not PartialState().is_main_process:
-        return
     chosen = reranker_options(model, known, split)
     if chosen.memory:
         with report.stage("Fit priors and re-ranker"):

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 from trl import DPOConfig, DPOTrainer
 
-from modeling_ttds.configuration_ttds import placeholder_ids
+from modeling_ttds.generation_ttds import score_items
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.data.split import Split
 
@@ -99,32 +99,6 @@ def choose_negatives(
     return chosen
 
 
-def item_log_probs(model: torch.nn.Module, trie_of: TTDSForCausalLM, batch: dict[str, Tensor]):
-    """Return the log-probability of every item after its prompt, with gradient, (num_rows,).
-
-    Args:
-        model: The model, or what parallel training wraps around it.
-        trie_of: The model itself.
-        batch: As of `collate`.
-    """
-    tower, trie = trie_of.config.item_tower, trie_of.trie
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    keep = tower.num_levels + 1
-    logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
-    sids = trie_of.item_sids[batch["items"]]
-    nodes = trie.walk(sids)
-    total = logits.new_zeros(len(sids), dtype=torch.float32)
-    for level in range(tower.num_levels):
-        children, real = trie.children(nodes[level], level)
-        codes = trie.codes[level + 1][children]
-        tokens = trie_of.config.sid_token_start + level * tower.num_codes + codes
-        scores = logits[:, level].float().gather(1, tokens).masked_fill(~real, -torch.inf)
-        # The children of a node follow each other.
-        place = (nodes[level + 1] - children[:, 0])[:, None]
-        total = total + scores.log_softmax(1).gather(1, place)[:, 0]
-    return total
-
-
 def softmax_dpo(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Return the loss of S-DPO (Chen et al. 2024) per example, (batch,).
 
@@ -137,26 +111,35 @@ def softmax_dpo(chosen: Tensor, rejected: Tensor) -> Tensor:
     return F.softplus((rejected - chosen[:, None]).logsumexp(1))
 
 
-def collate(rows: Sequence[dict], model: TTDSForCausalLM) -> dict[str, Tensor]:
-    """Return every item behind its prompt, padded on the left, the chosen ones first.
+def item_log_probs(model: TTDSForCausalLM, batch: dict[str, Tensor]) -> Tensor:
+    """Return the log-probabilities of items after their prompts, with gradient, (batch, num_items).
+
+    They are those that `recommend` ranks by; a prompt is read once for all its items.
 
     Args:
-        rows: `prompt_ids`, `items` with the chosen one first, and `reference`.
-        model: Gives semantic IDs' length and the padding token.
+        model: The model.
+        batch: As of `collate`.
     """
-    levels, number = model.config.item_tower.num_levels, len(rows[0]["items"])
-    pairs = [(row["prompt_ids"], row["items"][n]) for n in range(number) for row in rows]
-    ids = [torch.tensor(prompt + placeholder_ids("item", item, levels)) for prompt, item in pairs]
-    pad = model.tokenizer.pad_token_id
-    mask = pad_sequence([torch.ones_like(row) for row in ids], True, 0, padding_side="left")
+    ids, mask, items = batch["input_ids"], batch["attention_mask"], batch["items"]
+    return score_items(model, ids, mask, model.trie, items)[..., -1]
+
+
+def collate(rows: Sequence[dict], pad_token_id: int) -> dict[str, Tensor]:
+    """Return prompts padded on the right, and their items.
+
+    Args:
+        rows: `prompt_ids`, `items` with the chosen one first, and `reference`, their
+            log-probabilities by the reference.
+        pad_token_id: Id to pad prompts with.
+    """
+    ids = [torch.tensor(row["prompt_ids"]) for row in rows]
     batch = {
-        "input_ids": pad_sequence(ids, True, pad, padding_side="left"),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
-        "items": torch.tensor([item for _, item in pairs]),
+        "input_ids": pad_sequence(ids, True, pad_token_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True, 0),
+        "items": torch.tensor([row["items"] for row in rows]),
     }
     if "reference" in rows[0]:
-        batch["reference"] = torch.tensor([row["reference"] for row in rows]).T.flatten()
+        batch["reference"] = torch.tensor([row["reference"] for row in rows])
     return batch
 
 
@@ -164,7 +147,7 @@ class PreferenceTrainer(DPOTrainer):
     """`DPOTrainer` with the model's own likelihood of an item, and several negatives.
 
     TRL's loss multiplies the trunk's states by the head, which leaves out node logits and what
-    codes carry.
+    codes carry. Ours does not go through `forward`, so one process tunes.
 
     Args:
         model: The model; as it is now it is the reference too.
@@ -183,14 +166,13 @@ class PreferenceTrainer(DPOTrainer):
         sft_weight: float,
     ):
         self.ttds, self.dpo_weight, self.sft_weight = model, dpo_weight, sft_weight
-        self.num_items = len(rows[0]["items"])
         args.remove_unused_columns = False
         args.precompute_ref_log_probs = True
         super().__init__(
             model=model,
             args=args,
             processing_class=model.tokenizer,
-            data_collator=lambda batch: collate(batch, model),
+            data_collator=lambda batch: collate(batch, model.tokenizer.pad_token_id),
             train_dataset=rows,
         )
         del model.forward  # TRL's fused head, which is not asked, would stay with the model
@@ -203,19 +185,19 @@ class PreferenceTrainer(DPOTrainer):
         model, found = self.ttds.eval(), []
         for first in range(0, len(dataset), batch_size):
             rows = dataset.select(range(first, min(first + batch_size, len(dataset))))
-            batch = {key: value.to(model.device) for key, value in collate(rows, model).items()}
-            found += item_log_probs(model, model, batch).view(self.num_items, -1).T.tolist()
+            batch = self._prepare_inputs(self.data_collator(list(rows)))
+            found += item_log_probs(model, batch).tolist()
         return dataset.add_column("reference", found)
 
     def _compute_loss(self, model, inputs, return_outputs=False):
-        log_probs = item_log_probs(model, self.ttds, inputs).view(self.num_items, -1)
-        rewards = self.beta * (log_probs - inputs["reference"].view(self.num_items, -1))
-        loss = self.dpo_weight * softmax_dpo(rewards[0], rewards[1:].T).mean()
-        loss = loss - self.sft_weight * log_probs[0].mean()
-        margins, known = (rewards[0] - rewards[1:]).detach(), log_probs.detach()
+        log_probs = item_log_probs(self.ttds, inputs)
+        rewards = self.beta * (log_probs - inputs["reference"])
+        preference = softmax_dpo(rewards[:, 0], rewards[:, 1:]).mean()
+        loss = self.dpo_weight * preference - self.sft_weight * log_probs[:, 0].mean()
+        margins, known = (rewards[:, :1] - rewards[:, 1:]).detach(), log_probs.detach()
         logged = {
             "rewards/margins": margins, "rewards/accuracies": (margins > 0).float(),
-            "logps/chosen": known[0], "logps/rejected": known[1:],
+            "logps/chosen": known[:, 0], "logps/rejected": known[:, 1:],
         }  # fmt: skip
         mode = "train" if self.model.training else "eval"
         for name, value in logged.items():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from modeling_ttds.configuration_ttds import placeholder_ids
 from modeling_ttds.generation_ttds import score_items
 from recipes.tuning.preference import (
     STAGES,
@@ -30,16 +31,15 @@ def negatives(model, split, moments, stage, count=4):
 
 
 def some(split, model, count=8):
-    """Return prompts and, for each, its next item and two others."""
+    """Return rows of a prompt, its next item and two others."""
     moments = draw_moments(split, 1, np.random.default_rng(0))[:count]
     histories = [split.training[m.user][: m.position].tolist() for m in moments]
     ids, mask = model.history_prompts(histories, histories)
     items = [[int(split.training[m.user][m.position]), 3, 5] for m in moments]
-    rows = [
+    return [
         {"prompt_ids": row[:n], "items": chosen}
         for row, n, chosen in zip(ids.tolist(), mask.sum(1).tolist(), items, strict=True)
     ]
-    return (ids, mask), torch.tensor(items), rows
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -76,18 +76,24 @@ def test_held_out_targets_change_no_negative(built, split, moments):
         assert negatives(built, split, moments, stage) == negatives(built, other, moments, stage)
 
 
-def test_its_likelihood_is_that_of_recommend(built, split):
-    prompts, items, rows = some(split, built)
-    expected = score_items(built, *prompts, built.trie, items)[..., -1]
+def test_its_likelihood_is_that_of_the_model_s_own_loss(built, split):
+    rows = some(split, built)
     with torch.no_grad():
-        found = item_log_probs(built, built, collate(rows, built)).view(3, -1).T
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        found = item_log_probs(built, collate(rows, 0))
+        for row, expected in zip(rows, found, strict=True):
+            for item, log_prob in zip(row["items"], expected, strict=True):
+                answer = placeholder_ids("item", item, 3)
+                ids = torch.tensor([row["prompt_ids"] + answer])
+                labels = torch.full_like(ids, -100)
+                labels[0, -3:] = ids[0, -3:]
+                loss = built(input_ids=ids, labels=labels).loss
+                torch.testing.assert_close(-3 * loss, log_prob, atol=1e-4, rtol=1e-4)
 
 
 def test_the_loss_reaches_trunk_and_node_head(model, split):
-    _, _, rows = some(split, model)
-    found = item_log_probs(model, model, collate(rows, model)).view(3, -1)
-    softmax_dpo(found[0], found[1:].T).mean().backward()
+    rows = some(split, model)
+    found = item_log_probs(model, collate(rows, 0))
+    softmax_dpo(found[:, 0], found[:, 1:]).mean().backward()
     for name in ("model.layers.0.attention.query_key_value.weight", "node_head.state_0"):
         assert model.get_parameter(name).grad.abs().sum() > 0
 
