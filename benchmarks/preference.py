@@ -27,6 +27,9 @@ if __name__ == "__main__":  # before the imports that take seconds
         type=json.loads,
         help="What of `PreferenceOptions` differs, as JSON.",
     )
+    parser.add_argument(
+        "--language_model_only", action="store_true", help="Fit neither priors nor re-ranker."
+    )
     add_data_arguments(parser)
     ARGUMENTS = parser.parse_args()
 
@@ -42,19 +45,21 @@ from recipes.hub.saved import check_same_data, load_model, read_as_trained, spli
 from recipes.ranking.reranker import join
 from recipes.tuning.preference import NUM_BEAMS, PreferenceOptions, tune
 
-SHOWN = ("HR@10", "NDCG@10")
 
-
-def ranked(model: TTDSForCausalLM, split: Split, config: dict) -> dict:
-    """Fit priors and re-ranker; return the metrics of every part on both targets.
+def ranked(model: TTDSForCausalLM, split: Split, seed: int) -> dict:
+    """Rank for all users; return the metrics of every part on both targets.
 
     Args:
-        model: The model; it gets them.
+        model: The model; it gets priors and re-ranker, unless they are not asked for.
         split: The split.
-        config: Options of the training run.
+        seed: Seed of their fits.
     """
-    options = RerankerOptions()
-    rows, _ = join(model, split, options, num_beams=NUM_BEAMS, seed=config["seed"])
+    if ARGUMENTS.language_model_only:
+        return {
+            which: {LM_ONLY: evaluate_model(model, split, which, NUM_BEAMS, LM_ONLY)[0]}
+            for which in ("validation", "test")
+        }
+    rows, _ = join(model, split, RerankerOptions(), num_beams=NUM_BEAMS, seed=seed)
     return {which: {row: rows[which][row] for row in (LM_ONLY, GENERATED, TTDS)} for which in rows}
 
 
@@ -67,25 +72,24 @@ def main() -> None:
     check_same_data(model.config, ARGUMENTS.model, data)
     ARGUMENTS.split, ARGUMENTS.allow_other_data = None, False
     split = split_as_trained(ARGUMENTS, model.config, data)
-    known, seed = split.view("training"), config["seed"]
+    known, seed, method = split.view("training"), config["seed"], "preference"
+    options = PreferenceOptions(**ARGUMENTS.options)
     content = {
         "preference": ARGUMENTS.name, **protocol({"config": config}), "data_sha256": data.sha256,
-        "config": config,
+        "config": config, "options": asdict(options),
     }  # fmt: skip
-    options, method = PreferenceOptions(**ARGUMENTS.options), "preference"
     if ARGUMENTS.trial:
         method = f"preference {ARGUMENTS.trial}"
     else:
-        content["without"] = ranked(model, split, config)
-        model = load_model(ARGUMENTS.model)
+        content["without"] = ranked(load_model(ARGUMENTS.model), split, seed)
     start = time.perf_counter()
-    content |= {"options": asdict(options), "steps": list(tune(model, known, options, seed))}
+    content["stages"] = list(tune(model, known, options, seed))
     content["tuning_seconds"] = round(time.perf_counter() - start, 1)
-    after, _ = evaluate_model(model, split, "validation", NUM_BEAMS, LM_ONLY)
-    content["after_tuning"] = {name: after[name] for name in SHOWN}
-    print(content["after_tuning"], flush=True)
-    if not ARGUMENTS.trial:
-        content["with"] = ranked(model, split, config)
+    if ARGUMENTS.trial:
+        found, _ = evaluate_model(model, split, "validation", NUM_BEAMS, LM_ONLY)
+        content["with"] = {"validation": {LM_ONLY: found}}
+    else:
+        content["with"] = ranked(model, split, seed)
     name = result_name(ARGUMENTS.name, order({"config": config}), method, seed)
     write_result(name, seed, time.perf_counter() - begun, content)
 
