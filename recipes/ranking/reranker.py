@@ -33,7 +33,7 @@ from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.newcomers import MOST_USERS, with_newcomers
 from recipes.ranking.priors import cross_fit_priors, node_choices
 
-NUM_FOLDS = 4
+NUM_FOLDS = 2
 AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
 CODE = [Path(file).read_text("utf-8") for file in (__file__, reranker_ttds.__file__)]
 
@@ -369,9 +369,9 @@ def join(
 
     Neither the language model nor the co-occurrence memory has seen the validation targets that
     priors and re-ranker are fitted on. Validation metrics are cross-fitted, but for the re-ranker
-    only, which has none; test metrics come from what was fitted on all of them. On a timeline the
-    co-occurrence memory stays that of training, items of the validation period are added before
-    priors and re-ranker are fitted, those of the test period afterwards.
+    only, which has none; test metrics come from what was fitted on all of them. On a timeline items
+    of the validation period are added before priors and re-ranker are fitted, those of the test
+    period afterwards; the co-occurrence memory then counts what precedes the test.
 
     Args:
         model: A tuned model with a frozen SID table.
@@ -385,11 +385,17 @@ def join(
     Returns:
         Metrics per split and row, and per row the lists of the test users.
     """
-    known, then = split.view("training"), split.view("validation")
-    memory = build_cooccurrence(
-        known.training, known.num_items, options.min_pair_users, known.training_timestamps
-    ).to(model.device)
-    model.set_priors(memory, TTDSPriorHead(model.config.item_tower.num_levels).to(model.device))
+
+    head = TTDSPriorHead(model.config.item_tower.num_levels).to(model.device)
+
+    def count(log: Split, catalogue: Split) -> None:
+        memory = build_cooccurrence(
+            log.training, catalogue.num_items, options.min_pair_users, log.training_timestamps
+        )
+        model.set_priors(memory.to(model.device), head)
+
+    then = split.view("validation")
+    count(then, split.view("training"))
     add_new_items(model, then, text)
     rate = options.cold_item_dropout
     head, heads, twin = fit_heads(model, then, rate, seed)
@@ -397,7 +403,9 @@ def join(
     new = None
     if options.reranker and twin is not None:
         new = reranker_data(twin, then, "validation", num_beams, heads, most=MOST_USERS)[0]
-    add_new_items(model, split, text)
+    if split is not then:
+        count(split, then)
+        add_new_items(model, split, text)
     test = reranker_data(model, split, "test", num_beams, [head], options.reranker)
     lists = {
         which: {row: found[:, :20] for row, found in generated.items()}
