@@ -385,7 +385,6 @@ def join(
     Returns:
         Metrics per split and row, and per row the lists of the test users.
     """
-
     head = TTDSPriorHead(model.config.item_tower.num_levels).to(model.device)
 
     def count(log: Split, catalogue: Split) -> None:
