@@ -90,6 +90,7 @@ def reranker_data(
     heads: Sequence[TTDSPriorHead],
     rerank: bool = True,
     most: int | None = None,
+    alone: bool = True,
     batch_size: int = 64,
 ) -> tuple[RankedUsers | None, dict[str, Tensor]]:
     """Generate for every user with a target; collect candidates of the re-ranker and features.
@@ -103,6 +104,7 @@ def reranker_data(
             around, so that none has seen its user's target.
         rerank: Whether candidates are wanted.
         most: For how many users; None for all.
+        alone: Whether the language model is asked alone, too.
         batch_size: Users per step.
 
     Returns:
@@ -113,7 +115,7 @@ def reranker_data(
     users = split.users(which)[:most]
     folds = torch.arange(len(users)) % len(heads)
     order = folds.argsort(stable=True)
-    items, features, generated = [], [], {LM_ONLY: [], GENERATED: []}
+    items, features, generated = [], [], {}
     steps = [p for k in range(len(heads)) for p in order[folds[order] == k].split(batch_size)]
     for places in tqdm(steps, desc="re-ranker features", unit="batch"):
         model.prior_head = heads[int(folds[places[0]])].to(model.device)
@@ -124,7 +126,7 @@ def reranker_data(
         candidates = TTDSCandidates(model.trie, None, excluded)
         prefix = TTDSPrefix(model, *prompts)
         priors = model.priors(shown, excluded)
-        beams = {LM_ONLY: search(model, prefix, candidates, num_beams).items}
+        beams = {LM_ONLY: search(model, prefix, candidates, num_beams).items} if alone else {}
         if rerank:
             found = model.reranker_features(shown, prefix, candidates, num_beams, priors)
             beams[GENERATED] = found[2]
@@ -138,7 +140,7 @@ def reranker_data(
         for row, lists in beams.items():
             missing = max(num_beams - lists.shape[1], 0)
             lists = F.pad(lists[:, :num_beams], (0, missing), value=-1)
-            generated[row].append(lists.cpu())
+            generated.setdefault(row, []).append(lists.cpu())
     back = order.argsort()
     generated = {row: torch.cat(parts)[back] for row, parts in generated.items()}
     if not rerank:
@@ -401,7 +403,8 @@ def join(
     validation = reranker_data(model, then, "validation", num_beams, heads, options.reranker)
     new = None
     if options.reranker and twin is not None:
-        new = reranker_data(twin, then, "validation", num_beams, heads, most=MOST_USERS)[0]
+        some = {"most": MOST_USERS, "alone": False}
+        new = reranker_data(twin, then, "validation", num_beams, heads, **some)[0]
     if split is not then:
         count(split, then)
         add_new_items(model, split, text)
