@@ -247,7 +247,7 @@ class TrainingOptions:
     _argument_group_name = "training"
 
     output_dir: str | None = _option("outputs/demo", "Folder of model, checkpoints and card.")
-    num_train_epochs: float = _option(6, "Epochs of tuning.")
+    num_train_epochs: float = _option(3, "Epochs of tuning.")
     per_device_train_batch_size: int = _option(16, "Rows per step and process.")
     per_device_eval_batch_size: int = _option(64, "Rows per step and process at evaluation.")
     learning_rate: float = _option(3e-3, "Peak learning rate.")

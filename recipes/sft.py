@@ -85,6 +85,7 @@ def main(
             num_epochs=options.index.tower_epochs,
             freeze=options.refresh.refresh_steps == 0,
             seed=seed,
+            folder=Path(options.index.cache_dir),
         )
     with report.stage("Fit what profiles say of nodes"):
         profile_epochs = options.language_model.profile_epochs

@@ -23,11 +23,13 @@ class Split:
     A timeline is cut at two moments for all users, as a global temporal split (Gusak et al. 2025,
     arXiv:2507.16289): what precedes the first cut trains, what lies between validates, what follows
     is the test. Its catalogue is in the order of appearance: items that somebody chose before the
-    first cut, items that came before the second, the rest. `view` is what was known at a cut.
+    first cut, items that came before the second, the rest. `view` is what was known at a cut. What
+    only counts counts up to the cut before the targets, as a daily update would.
 
     Args:
         data: The data set that was split; of a timeline in its order.
-        training: Per user, the item rows a model may be fitted on.
+        training: Per user, the item rows a model may be fitted on; of a timeline, and of its view
+            of `"validation"`, those that may be counted: what precedes the targets' period.
         validation_targets: Per user, an item row, or -1.
         test_targets: Per user, an item row, or -1.
         histories: Per `"validation"` and `"test"` and user, what precedes the target; None where
@@ -298,7 +300,7 @@ def _timeline(data: Data, target: str, seed: int, exclude_seen: bool) -> Split:
         chosen = targets["validation"][users]
         views[period] = Split(
             _as_of(data, users, ends[users, column], size),
-            [data.histories[user][: ends[user, 0]] for user in users],
+            [data.histories[user][: ends[user, 0]] for user in users],  # both precede validation
             np.where(chosen < size, chosen, -1),
             np.full(len(users), -1),
             {
@@ -310,7 +312,7 @@ def _timeline(data: Data, target: str, seed: int, exclude_seen: bool) -> Split:
             order[:size],
             dict(views),
         )
-    training = [line[:end] for line, end in zip(data.histories, ends[:, 0], strict=True)]
+    counted = [line[:end] for line, end in zip(data.histories, ends[:, 1], strict=True)]
     test = targets["test"]
     counts = [f"{(test >= size).sum():,}" for size in known]
     print(
@@ -319,7 +321,7 @@ def _timeline(data: Data, target: str, seed: int, exclude_seen: bool) -> Split:
         f"nobody had chosen in training, {counts[1]} before the test."
     )
     return Split(
-        data, training, targets["validation"], test, histories, exclude_seen, as_read, order, views
+        data, counted, targets["validation"], test, histories, exclude_seen, as_read, order, views
     )
 
 

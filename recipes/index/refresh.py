@@ -1,5 +1,7 @@
 """The SID table: fit the towers, write the semantic IDs they give, and refresh them."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.distributed
@@ -25,6 +27,7 @@ def build_sid_table(
     num_epochs: int,
     freeze: bool,
     seed: int,
+    folder: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Fit both towers, give every item and every user state a semantic ID; report on the towers.
 
@@ -36,12 +39,13 @@ def build_sid_table(
         num_epochs: Epochs over the items; over the users half as many.
         freeze: Whether every item must get a unique semantic ID at once.
         seed: Seed of both fits.
+        folder: Keeps the finished fits; the same fit is not made twice.
     """
     model.attach_users(histories)
-    items = model.item_text, model.item_collaborative
+    items, fit = (model.item_text, model.item_collaborative), {"seed": seed, "folder": folder}
     report = {
         "item": fit_tower(
-            model.item_tower, *items, num_epochs=num_epochs, seed=seed, description="item tower"
+            model.item_tower, *items, num_epochs=num_epochs, description="item tower", **fit
         )
     }
     if len(users) > FITTED_USERS:
@@ -50,8 +54,8 @@ def build_sid_table(
         model.user_tower,
         *_user_embeddings(model, users),
         num_epochs=max(1, num_epochs // 2),
-        seed=seed,
         description="user tower",
+        **fit,
     )
     refresh_sids(model, freeze=freeze)
     init_codebook_projections(model)

@@ -1,5 +1,7 @@
 """Fit a tower, give the entities codes, and measure the codes."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.distributed
@@ -7,10 +9,13 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from modeling_ttds import towers_ttds
 from modeling_ttds.towers_ttds import TTDSTower
+from recipes.index.embeddings import cached, hashed
 
 CHUNK = 65_536  # entities encoded at once
 CLUSTERED = 65_536  # k-means sees so many at most: 256 for each of 256 codes
+CODE = [Path(file).read_text("utf-8") for file in (__file__, towers_ttds.__file__)]
 
 
 @torch.no_grad()
@@ -79,6 +84,7 @@ def fit_tower(
     learning_rate: float = 1e-3,
     seed: int = 0,
     description: str = "tower",
+    folder: Path | None = None,
 ) -> dict[str, float]:
     """Train a tower alone, before any language model, and return `tower_report`.
 
@@ -91,29 +97,45 @@ def fit_tower(
         learning_rate: Peak of a cosine schedule.
         seed: Seed of order, k-means, revival, sampling and dropout.
         description: Label of the progress bar.
+        folder: Keeps the fit when it is finished; the same fit is not made twice.
     """
+
+    def fit() -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(tower.parameters(), lr=learning_rate, weight_decay=1e-4)
+        steps = num_epochs * -(-len(text) // batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        init_codebooks(tower, latents_of(tower, text, collaborative), seed)
+        progress = tqdm(range(num_epochs), desc=f"fit {description}", unit="epoch")
+        for epoch in progress:
+            tower.train()
+            for rows in torch.randperm(len(text), generator=generator).split(batch_size):
+                output = tower(text[rows], collaborative[rows])
+                optimizer.zero_grad()
+                output.loss.backward()
+                optimizer.step()
+                schedule.step()
+            tower.eval()
+            if epoch < num_epochs * 0.8:
+                revive_dead_codes(tower, latents_of(tower, text, collaborative), generator)
+            progress.set_postfix(loss=f"{output.loss.item():.3f}")
+        # Gradient steps under sampling noise leave deep codebooks half used; k-means does not.
+        init_codebooks(tower, latents_of(tower, text, collaborative), seed)
+        return torch.cat([tensor.flatten() for tensor in tower.state_dict().values()])
+
     # The same tower whether the embeddings before it were computed or read from the cache.
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(tower.parameters(), lr=learning_rate, weight_decay=1e-4)
-    steps = num_epochs * -(-len(text) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    init_codebooks(tower, latents_of(tower, text, collaborative), seed)
-    progress = tqdm(range(num_epochs), desc=f"fit {description}", unit="epoch")
-    for epoch in progress:
-        tower.train()
-        for rows in torch.randperm(len(text), generator=generator).split(batch_size):
-            output = tower(text[rows], collaborative[rows])
-            optimizer.zero_grad()
-            output.loss.backward()
-            optimizer.step()
-            schedule.step()
-        tower.eval()
-        if epoch < num_epochs * 0.8:
-            revive_dead_codes(tower, latents_of(tower, text, collaborative), generator)
-        progress.set_postfix(loss=f"{output.loss.item():.3f}")
-    # Gradient steps under sampling noise leave deep codebooks half used; k-means does not.
-    init_codebooks(tower, latents_of(tower, text, collaborative), seed)
+    state = tower.state_dict()
+    key = {
+        "data": hashed(text, collaborative, *state.values()),
+        "settings": [num_epochs, batch_size, learning_rate, seed],
+        "code": CODE,
+    }
+    kept = cached(folder, "tower", key, fit).split([tensor.numel() for tensor in state.values()])
+    for tensor, values in zip(state.values(), kept, strict=True):
+        tensor.copy_(values.view_as(tensor))
+    tower.eval()
+    torch.manual_seed(seed)  # and the same draws after it
     return tower_report(tower, text, collaborative)
 
 

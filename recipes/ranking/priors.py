@@ -14,6 +14,8 @@ from modeling_ttds.recommendation_ttds import pad_rows
 from modeling_ttds.trie_ttds import spread
 from recipes.data.split import Split
 
+MOST_STEPS = 1200  # of a fit; the head is small, and more users teach it hardly more
+
 
 @dataclass(frozen=True)
 class NodeChoices:
@@ -113,7 +115,7 @@ def fit_priors(
         choices: As of `node_choices`.
         new: The same of a model `with_newcomers`, for the first of the users.
         cold_item_dropout: How often a step shows a user as of `new`.
-        num_epochs: Epochs over the users.
+        num_epochs: Epochs over the users, or as many as 1,200 steps allow.
         batch_size: Users per step.
         learning_rate: Of AdamW; it falls to zero as a cosine.
         seed: Seed of weights, order and dropout.
@@ -131,18 +133,18 @@ def fit_priors(
             head.mean[level] = choice.features.mean(0)
             head.std[level] = choice.features.std(0).clamp_min(1e-3)
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-2)
-    steps = num_epochs * -(-num_users // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    order = torch.cat([torch.randperm(num_users) for _ in range(num_epochs)])
+    batches = order.split(batch_size)[:MOST_STEPS]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
     head.train()
-    for _ in tqdm(range(num_epochs), desc=f"fit {name}", unit="epoch"):
-        for users in torch.randperm(num_users).split(batch_size):
-            if num_new:
-                shown = (users < num_new) & (torch.rand(len(users)) < cold_item_dropout)
-                users = users + num_users * shown
-            optimizer.zero_grad()
-            prior_loss(head, [choice[users] for choice in choices]).backward()
-            optimizer.step()
-            schedule.step()
+    for users in tqdm(batches, desc=f"fit {name}", unit="step"):
+        if num_new:
+            shown = (users < num_new) & (torch.rand(len(users)) < cold_item_dropout)
+            users = users + num_users * shown
+        optimizer.zero_grad()
+        prior_loss(head, [choice[users] for choice in choices]).backward()
+        optimizer.step()
+        schedule.step()
     return head.eval()
 
 
@@ -151,7 +153,7 @@ def cross_fit_priors(
     new: list[NodeChoices] | None = None,
     *,
     cold_item_dropout: float = 0.0,
-    num_folds: int = 4,
+    num_folds: int = 2,
     seed: int = 0,
 ) -> tuple[TTDSPriorHead, list[TTDSPriorHead]]:
     """Return the head of all users, and one per fold that has not seen it.

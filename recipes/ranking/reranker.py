@@ -33,7 +33,7 @@ from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.newcomers import MOST_USERS, with_newcomers
 from recipes.ranking.priors import cross_fit_priors, node_choices
 
-NUM_FOLDS = 4
+NUM_FOLDS = 2
 AT_ONCE = 16  # users whose activations fit the processor's cache, which saves a quarter
 CODE = [Path(file).read_text("utf-8") for file in (__file__, reranker_ttds.__file__)]
 
@@ -90,6 +90,7 @@ def reranker_data(
     heads: Sequence[TTDSPriorHead],
     rerank: bool = True,
     most: int | None = None,
+    alone: bool = True,
     batch_size: int = 64,
 ) -> tuple[RankedUsers | None, dict[str, Tensor]]:
     """Generate for every user with a target; collect candidates of the re-ranker and features.
@@ -103,6 +104,7 @@ def reranker_data(
             around, so that none has seen its user's target.
         rerank: Whether candidates are wanted.
         most: For how many users; None for all.
+        alone: Whether the language model is asked alone, too.
         batch_size: Users per step.
 
     Returns:
@@ -113,7 +115,7 @@ def reranker_data(
     users = split.users(which)[:most]
     folds = torch.arange(len(users)) % len(heads)
     order = folds.argsort(stable=True)
-    items, features, generated = [], [], {LM_ONLY: [], GENERATED: []}
+    items, features, generated = [], [], {}
     steps = [p for k in range(len(heads)) for p in order[folds[order] == k].split(batch_size)]
     for places in tqdm(steps, desc="re-ranker features", unit="batch"):
         model.prior_head = heads[int(folds[places[0]])].to(model.device)
@@ -124,7 +126,7 @@ def reranker_data(
         candidates = TTDSCandidates(model.trie, None, excluded)
         prefix = TTDSPrefix(model, *prompts)
         priors = model.priors(shown, excluded)
-        beams = {LM_ONLY: search(model, prefix, candidates, num_beams).items}
+        beams = {LM_ONLY: search(model, prefix, candidates, num_beams).items} if alone else {}
         if rerank:
             found = model.reranker_features(shown, prefix, candidates, num_beams, priors)
             beams[GENERATED] = found[2]
@@ -138,7 +140,7 @@ def reranker_data(
         for row, lists in beams.items():
             missing = max(num_beams - lists.shape[1], 0)
             lists = F.pad(lists[:, :num_beams], (0, missing), value=-1)
-            generated[row].append(lists.cpu())
+            generated.setdefault(row, []).append(lists.cpu())
     back = order.argsort()
     generated = {row: torch.cat(parts)[back] for row, parts in generated.items()}
     if not rerank:
@@ -369,9 +371,9 @@ def join(
 
     Neither the language model nor the co-occurrence memory has seen the validation targets that
     priors and re-ranker are fitted on. Validation metrics are cross-fitted, but for the re-ranker
-    only, which has none; test metrics come from what was fitted on all of them. On a timeline the
-    co-occurrence memory stays that of training, items of the validation period are added before
-    priors and re-ranker are fitted, those of the test period afterwards.
+    only, which has none; test metrics come from what was fitted on all of them. On a timeline items
+    of the validation period are added before priors and re-ranker are fitted, those of the test
+    period afterwards; the co-occurrence memory then counts what precedes the test.
 
     Args:
         model: A tuned model with a frozen SID table.
@@ -385,19 +387,27 @@ def join(
     Returns:
         Metrics per split and row, and per row the lists of the test users.
     """
-    known, then = split.view("training"), split.view("validation")
-    memory = build_cooccurrence(
-        known.training, known.num_items, options.min_pair_users, known.training_timestamps
-    ).to(model.device)
-    model.set_priors(memory, TTDSPriorHead(model.config.item_tower.num_levels).to(model.device))
+    head = TTDSPriorHead(model.config.item_tower.num_levels).to(model.device)
+
+    def count(log: Split, catalogue: Split) -> None:
+        memory = build_cooccurrence(
+            log.training, catalogue.num_items, options.min_pair_users, log.training_timestamps
+        )
+        model.set_priors(memory.to(model.device), head)
+
+    then = split.view("validation")
+    count(then, split.view("training"))
     add_new_items(model, then, text)
     rate = options.cold_item_dropout
     head, heads, twin = fit_heads(model, then, rate, seed)
     validation = reranker_data(model, then, "validation", num_beams, heads, options.reranker)
     new = None
     if options.reranker and twin is not None:
-        new = reranker_data(twin, then, "validation", num_beams, heads, most=MOST_USERS)[0]
-    add_new_items(model, split, text)
+        some = {"most": MOST_USERS, "alone": False}
+        new = reranker_data(twin, then, "validation", num_beams, heads, **some)[0]
+    if split is not then:
+        count(split, then)
+        add_new_items(model, split, text)
     test = reranker_data(model, split, "test", num_beams, [head], options.reranker)
     lists = {
         which: {row: found[:, :20] for row, found in generated.items()}

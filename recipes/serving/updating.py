@@ -168,7 +168,7 @@ def fit_ranking(
     if options.reranker:
         views = [(model, None)] if twin is None else [(model, None), (twin, MOST_USERS)]
         users = [
-            reranker_data(view, split, "validation", num_beams, heads, most=most)[0]
+            reranker_data(view, split, "validation", num_beams, heads, most=most, alone=False)[0]
             for view, most in views
         ]
         reranker = fit_reranker(*users, cold_item_dropout=rate, seed=seed)

@@ -53,6 +53,16 @@ def test_ours_stand_among_the_published_by_hit_rate():
     assert "0.9" not in published_table("toys", rows[:1] + rows[4:5]).split("TASTE")[0]
 
 
+def test_ours_are_shown_with_seen_items_too():
+    both = {"left out": {"HR@10": 0.13, "NDCG@10": 0.08}}
+    both["among them"] = {"HR@10": 0.11, "NDCG@10": 0.06}
+    rows = [row("TTDS", 0, 0.13), {"history_filter": "toys", "rows": {"TTDS": both}}]
+    named = [line for line in published_table("toys", rows).splitlines() if "**TTDS" in line]
+    assert "| **0.1300** | **0.0650** | left out |" in named[0]
+    assert "seen items not left out** | **0.1100** | **0.0600** | among them |" in named[1]
+    assert len(named) == 2 and "not left out**" not in published_table("beauty", rows)
+
+
 def test_without_any_result_the_table_says_so():
     assert published_table("scientific", []) == "No result yet."
     assert "TASTE" in published_table("beauty", [])

@@ -46,7 +46,12 @@ def items_of(split, rows):
 
 def test_two_moments_cut_all_histories():
     split = split_data(data_of(ROWS), split="timeline")
-    assert [items_of(split, rows) for rows in split.training] == ["hgfehgfe", "ghfgeef", ""]
+    for period, lines in (
+        ("training", ["hgfehgfe", "ghfgeef"]),
+        ("validation", ["hgfehgfe", "ghfgeef"]),
+        ("test", ["hgfehgfed", "ghfgeeff", ""]),
+    ):
+        assert [items_of(split, rows) for rows in split.view(period).training] == lines, period
     targets = {w: [items_of(split, [t]) if t >= 0 else "" for t in split.targets(w)]
                for w in ("validation", "test")}  # fmt: skip
     assert targets == {"validation": ["d", "f", ""], "test": ["b", "", ""]}, "w is new at the test"
@@ -82,7 +87,8 @@ def test_the_target_of_a_period_can_be_chosen(target, history, chosen):
     split = split_data(data_of(ROWS), split="timeline", timeline_target=target)
     assert items_of(split, split.history(0, "test")) == history
     assert items_of(split, split.test_targets[:1]) == chosen
-    assert items_of(split, split.training[0]) == "hgfehgfe"
+    assert items_of(split, split.view("training").training[0]) == "hgfehgfe"
+    assert items_of(split, split.training[0]) == "hgfehgfed"
 
 
 def test_a_random_target_depends_on_seed_and_user_only():
@@ -109,8 +115,9 @@ def test_what_has_no_time_is_left_out_and_the_order_is_that_of_time(capsys):
     )
     split = split_data(swapped, split="timeline")
     assert "1 of 20 interactions have no place on a timeline" in capsys.readouterr().out
-    assert items_of(split, split.training[0]) == "hgehgfe"
-    assert items_of(split, split.training[1]) == "ghfgeef"
+    known = split.view("training")
+    assert items_of(split, known.training[0]) == "hgehgfe"
+    assert items_of(split, known.training[1]) == "ghfgeef"
     assert split.view("training").data.reviews[1][:3] == ["1", "0", "2"], "in the same order"
 
 

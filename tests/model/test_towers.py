@@ -1,5 +1,7 @@
 """Towers, residual codes and the SID table: reference computations and properties."""
 
+import copy
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -134,6 +136,24 @@ def test_fitting_finds_the_groups(entities):
     assert ((codes[:, None] == codes[None]) == same).float().mean() > 0.9
     assert report["text_agreement"] > 0.9 and report["collaborative_agreement"] > 0.9
     assert report["perplexity_0"] > 6
+
+
+def test_a_kept_fit_is_the_fit_and_what_is_drawn_after_it_is_the_same(tower, entities, tmp_path):
+    ways = (None, tmp_path, tmp_path)
+    towers = [copy.deepcopy(tower) for _ in ways]
+    found, written = [], []
+    for fitted, folder in zip(towers, ways, strict=True):
+        report = fit_tower(fitted, *entities, num_epochs=3, batch_size=20, folder=folder)
+        assert not fitted.training
+        found.append((report, torch.rand(3).tolist(), [*fitted.state_dict().values()]))
+        written.append([file.stat().st_mtime_ns for file in tmp_path.iterdir()])
+    assert [len(times) for times in written] == [0, 1, 1] and written[1] == written[2]
+    for report, drawn, state in found[1:]:
+        assert (report, drawn) == found[0][:2]
+        assert all(map(torch.equal, state, found[0][2]))
+    assert not torch.equal(found[0][2][0], next(iter(tower.state_dict().values())))
+    fit_tower(tower, entities[0] + 1, entities[1], num_epochs=3, folder=tmp_path)
+    assert len([*tmp_path.iterdir()]) == 2, "other data, another fit"
 
 
 def test_report_of_many_entities_is_the_mean_over_those_present(tower):

@@ -160,7 +160,7 @@ def test_gate_learns_a_planted_signal_and_not_from_others():
     lm = FEATURES.index("lm")
     target = features[:, :5, lm].argmax(1)
     users = RankedUsers(items, features, target)
-    lists = cross_fit(users, num_epochs=20, batch_size=40)
+    lists = cross_fit(users, num_folds=4, num_epochs=20, batch_size=40)
     assert (lists[:, 0] == target).float().mean() > 0.9
     assert (lists[:, 4] >= 0).all() and (lists[:, 5:] == -1).all()
     blind = cross_fit(without_model(users), num_epochs=20, batch_size=40)

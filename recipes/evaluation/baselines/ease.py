@@ -10,7 +10,7 @@ from recipes.evaluation.baselines.rank import CHUNK, rank, recency, touched
 
 
 def ease(split: Split, which: str, top_k: int, l2: float = 100.0, decay: float = 1.0) -> np.ndarray:
-    """Rank items by the summed `ease_weights` rows of the history; new items have none.
+    """Rank items by the summed `ease_weights` rows of the history; new items have zeros.
 
     Args:
         split: The split.
@@ -22,17 +22,15 @@ def ease(split: Split, which: str, top_k: int, l2: float = 100.0, decay: float =
     Returns:
         Item rows, (num_users_with_target, top_k).
     """
-    known = split.view("training")
-    weights, new = ease_weights(known, l2), split.num_items - known.num_items
+    weights = ease_weights(split, l2)
 
     def scores(users: np.ndarray) -> np.ndarray:
-        shown = recency(split, which, users, decay).astype(np.float32)[:, : known.num_items]
-        return np.pad(shown @ weights, ((0, 0), (0, new)))
+        return recency(split, which, users, decay).astype(np.float32) @ weights
 
     return rank(split, which, top_k, scores)
 
 
-@lru_cache(maxsize=1)  # the inverse takes minutes and serves every `decay` and both targets
+@lru_cache(maxsize=1)  # the inverse takes minutes and serves every `decay`
 def ease_weights(split: Split, l2: float) -> np.ndarray:
     """Regress every item on all others (Steck 2019, arXiv:1905.03375), (num_items, num_items).
 

@@ -1,0 +1,54 @@
+"""Measure a trained model where lists may show what the user chose before, and where they may not.
+
+python -m benchmarks.history_filter --name toys --model outputs/toys-0 --dataset_name FOLDER
+"""
+
+import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--name", required=True, help="Name of the data set in the results.")
+    parser.add_argument("--model", required=True, help="Folder of the trained model.")
+    parser.add_argument("--dataset_name", help="Its data; the generated data set by default.")
+    parser.add_argument("--num_beams", type=int, default=30, help="Prefixes kept per level.")
+    ARGUMENTS = parser.parse_args()
+
+import time
+
+from benchmarks.result import write_result
+from modeling_ttds import TTDSForCausalLM
+from recipes.config import DataOptions
+from recipes.data.load import load_data
+from recipes.data.split import split_data
+from recipes.evaluation.report import evaluate_model, rows_of
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Rank for all test users both ways and write one result.
+
+    Args:
+        arguments: The command line.
+    """
+    begun = time.perf_counter()
+    model = TTDSForCausalLM.from_pretrained(arguments.model).eval()
+    seed = model.config.trained_on["options"]["seed"]
+    data, _ = load_data(DataOptions(dataset_name=arguments.dataset_name), seed)
+    rows = {}
+    for row in rows_of(model):
+        rows[row] = {}
+        for seen, left_out in (("left out", True), ("among them", False)):
+            split = split_data(data, exclude_seen=left_out)
+            metrics, _ = evaluate_model(model, split, "test", arguments.num_beams, row)
+            rows[row][seen] = {metric: metrics[metric] for metric in ("HR@10", "NDCG@10")}
+    name = f"history-filter-{arguments.name}-seed{seed}"
+    content = {"history_filter": arguments.name, "data_sha256": data.sha256, "rows": rows}
+    write_result(name, seed, time.perf_counter() - begun, content)
+    print(content)
+
+
+if __name__ == "__main__":
+    main(ARGUMENTS)
