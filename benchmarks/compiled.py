@@ -3,7 +3,8 @@
 python -m benchmarks.compiled --model outputs/demo
 
 Histories are drawn from the catalogue, of one length and of many, since another length may be
-compiled anew. Times are medians, in milliseconds of the processor, which others may share.
+compiled anew. Times are medians without the first calls, in milliseconds of the processor, which
+others may share.
 """
 
 import argparse
@@ -57,9 +58,7 @@ def timed(model: TTDSForCausalLM, requests: int) -> tuple[list[dict], list]:
         row = {"batch": batch}
         for name, options in WAYS.items():
             draw, times = random.Random(0), []
-            start = time.process_time()
             lists.append(model.recommend(histories(items, batch, draw), **options))
-            row[f"{name}, first call"] = round(1000 * (time.process_time() - start))
             for number in range(2 * requests):
                 shown = histories(items, batch, draw)
                 start = time.process_time()
@@ -75,7 +74,7 @@ def timed(model: TTDSForCausalLM, requests: int) -> tuple[list[dict], list]:
 def agreement(lists: list, others: list) -> float:
     """Return the share of recommendations that both have at the same place."""
     pairs = [
-        (one["item_id"], other["item_id"])
+        (one.item_id, other.item_id)
         for several, of_others in zip(lists, others, strict=True)
         for found, of_other in zip(several, of_others, strict=True)
         for one, other in zip(found, of_other, strict=True)
