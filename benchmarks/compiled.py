@@ -46,26 +46,32 @@ def histories(items: list[str], batch: int, draw: random.Random) -> list[list[st
     return [draw.sample(items, draw.randint(1, LONGEST)) for _ in range(batch)]
 
 
-def timed(model: TTDSForCausalLM, requests: int) -> tuple[list[dict], list]:
+def timed(models: dict[str, TTDSForCausalLM], requests: int) -> tuple[list[dict], dict]:
     """Time every way at every size of batch; return milliseconds a request, and the first lists.
 
+    The models answer by turns, so that what else the machine does falls on all alike.
+
     Args:
-        model: The model.
+        models: The models by name.
         requests: How many batches are timed, after as many to warm up.
     """
-    items, rows, lists = [entry["item_id"] for entry in model.catalogue], [], []
+    items = [entry["item_id"] for entry in next(iter(models.values())).catalogue]
+    rows, lists = [], {name: [] for name in models}
     for batch in BATCHES:
         row = {"batch": batch}
-        for name, options in WAYS.items():
-            draw, times = random.Random(0), []
-            lists.append(model.recommend(histories(items, batch, draw), **options))
+        for way, options in WAYS.items():
+            draw, times = random.Random(0), {name: [] for name in models}
             for number in range(2 * requests):
                 shown = histories(items, batch, draw)
-                start = time.process_time()
-                model.recommend(shown, **options)
-                if number >= requests:
-                    times.append(time.process_time() - start)
-            row[name] = round(1000 * statistics.median(times) / batch, 2)
+                for name, model in models.items():
+                    start = time.process_time()
+                    found = model.recommend(shown, **options)
+                    times[name].append(time.process_time() - start)
+                    if number == 0:
+                        lists[name].append(found)
+            for name, seconds in times.items():
+                median = statistics.median(seconds[requests:])
+                row[f"{way}, {name}"] = round(1000 * median / batch, 2)
         rows.append(row)
         print(row, flush=True)
     return rows, lists
@@ -86,21 +92,12 @@ def main() -> None:
     """Measure and write the result."""
     begun = time.perf_counter()
     torch.set_num_threads(1)
-    model = load_model(ARGUMENTS.model)
-    eager, lists = timed(model, ARGUMENTS.requests)
-    model.model.compile(dynamic=True)
-    compiled, again = timed(model, ARGUMENTS.requests)
-    rows = [
-        {
-            "batch": plain["batch"],
-            **{f"{name}, eager": plain[name] for name in plain if name != "batch"},
-            **{f"{name}, compiled": other[name] for name in other if name != "batch"},
-        }
-        for plain, other in zip(eager, compiled, strict=True)
-    ]
+    models = {name: load_model(ARGUMENTS.model) for name in ("eager", "compiled")}
+    models["compiled"].model.compile(dynamic=True)
+    rows, lists = timed(models, ARGUMENTS.requests)
     content = {
-        "num_items": len(model.catalogue),
-        "same_at_its_place": agreement(lists, again),
+        "num_items": len(models["eager"].catalogue),
+        "same_at_its_place": agreement(*lists.values()),
         "load_average": round(os.getloadavg()[0], 1),
         "milliseconds_of_demo": rows,
     }
