@@ -71,7 +71,7 @@ def main() -> None:
     split = split.view(which)
     for row in report.rows_of(model):
         rows[row], lists = report.evaluate_model(model, split, which, arguments.num_beams, row)
-    rows[LM_ONLY] |= report.sid_metrics(model, split, which)
+    rows[LM_ONLY]["unique_sids"] = report.unique_sids(model)
     rows |= report.baseline_rows(split, which, shop)
     report.write_run(report.lists_folder(output) / "run.jsonl", split, which, lists)
     content = {"dataset": arguments.dataset_name or GENERATED_DATA, "data_sha256": data.sha256}

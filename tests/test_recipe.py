@@ -63,7 +63,7 @@ def test_run_ends_with_table_examples_and_a_folder(whole):
     assert done.stdout.count("A user chose") == 3
     assert "AutoModel.from_pretrained" in done.stdout
     metrics = json.loads((folder / "metrics.json").read_text())["test"]["TTDS, language model only"]
-    assert metrics["unique_sids"] == 1 and 0 <= metrics["invalid_rate"] <= 1
+    assert metrics["unique_sids"] == 1
     assert len((lists_folder(folder) / "run.jsonl").read_text().splitlines()) == metrics["users"]
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.tmp"))
     assert not (folder / "rerankers").exists()

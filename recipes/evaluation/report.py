@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.data.split import Split
@@ -95,50 +94,13 @@ def rows_of(model: TTDSForCausalLM) -> list[str]:
     return [row for row in MODES if has[row]]
 
 
-def sid_metrics(model: TTDSForCausalLM, split: Split, which: str) -> dict[str, float]:
-    """Return the share of items with unique semantic IDs and `invalid_rate`.
+def unique_sids(model: TTDSForCausalLM) -> float:
+    """Return the share of a model's items that have a semantic ID of their own.
 
     Args:
         model: The model.
-        split: The split.
-        which: `"validation"` or `"test"`.
     """
-    unique = len(model.item_sids.unique(dim=0)) / len(model.item_sids)
-    return {"unique_sids": unique, "invalid_rate": invalid_rate(model, split, which)}
-
-
-@torch.no_grad()
-def invalid_rate(
-    model: TTDSForCausalLM, split: Split, which: str, num_users: int = 50, num_beams: int = 10
-) -> float:
-    """Return the share of beams that name no item when nothing constrains them.
-
-    Args:
-        model: The model to ask.
-        split: The split.
-        which: `"validation"` or `"test"`.
-        num_users: How many users to look at.
-        num_beams: Beams per user.
-    """
-    model.eval()
-    legal = {tuple(path) for path in model.sid_tokens(model.item_sids).tolist()}
-    plain = GenerationConfig(
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        max_new_tokens=model.config.item_tower.num_levels,
-        length_penalty=0.0,
-        do_sample=False,
-        pad_token_id=model.config.pad_token_id,
-    )
-    invalid = total = 0
-    for user in split.users(which)[:num_users]:
-        history = [split.history(user, which).tolist()]
-        ids, mask = model.history_prompts(history, history)
-        beams = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
-        for path in beams[:, ids.shape[1] :].tolist():
-            invalid += tuple(path) not in legal
-            total += 1
-    return invalid / max(total, 1)
+    return len(model.item_sids.unique(dim=0)) / len(model.item_sids)
 
 
 def baseline_rows(split: Split, which: str, shop: Toyshop | None) -> dict[str, dict[str, float]]:
@@ -165,7 +127,7 @@ def add_comparisons(
     split: Split,
     shop: Toyshop | None,
 ) -> None:
-    """Add `sid_metrics` of the test users and the baselines to the rows of a run.
+    """Add the share of unique semantic IDs and the baselines to the rows of a run.
 
     Args:
         rows: Metrics per split and row; they are added to.
@@ -173,7 +135,7 @@ def add_comparisons(
         split: The split.
         shop: The generated data set, if `split` is its split.
     """
-    rows["test"][LM_ONLY] |= sid_metrics(model, split, "test")
+    rows["test"][LM_ONLY]["unique_sids"] = unique_sids(model)
     for which in rows:
         rows[which] |= baseline_rows(split.view(which), which, shop)
 

@@ -310,10 +310,6 @@ def _codes(config: dict[str, Any], metrics: dict[str, Any], rows: dict[str, dict
     row = rows.get(LM_ONLY, {})
     if "unique_sids" in row:
         lines.append(f"- {row['unique_sids']:.1%} of the items have unique semantic IDs")
-    if "invalid_rate" in row:
-        lines.append(
-            f"- {row['invalid_rate']:.1%} of beams name no item when no trie constrains them"
-        )
     return "\n".join(lines) or "Not measured."
 
 

@@ -51,7 +51,7 @@ def folder(built, split, shop, options, tmp_path_factory):
     rows, lists = reranker.join(
         model, split, RerankerOptions(min_pair_users=2), num_beams=20, seed=0
     )
-    rows["test"][LM_ONLY] |= report.sid_metrics(model, split, "test")
+    rows["test"][LM_ONLY]["unique_sids"] = report.unique_sids(model)
     rows["test"] |= report.baseline_rows(split, "test", shop)
     model.save_pretrained(folder)
     facts = {
