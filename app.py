@@ -454,9 +454,9 @@ def history_chips(items: list[dict], examples: dict[str, list[str]]) -> str:
     return _html(chips or empty, _soft("Start from "), *others)
 
 
-def added_item(item: dict, num_items: int) -> str:
+def added_item(item: dict) -> str:
     """Return what became of a new item: its codes, its neighbours, where it is recommended."""
-    place = f"at place {item['place']} of {num_items:,}" if item["place"] else "further down"
+    place = f"at place {item['place']}" if item["place"] else "further down"
     start = _start("Start from them", [neighbour["item_id"] for neighbour in item["neighbours"]])
     return _html(
         f'{_card(item)}<div class="note">It can be recommended at once: after the items nearest to '
@@ -540,8 +540,7 @@ def build(shop: Shop) -> gr.Blocks:
         return compared_columns(shop.compare(history, category, request))
 
     def add(title, brand, category, description, request: gr.Request):
-        item = shop.add_item(title, brand, category, description, request)
-        return added_item(item, about["num_items"])
+        return added_item(shop.add_item(title, brand, category, description, request))
 
     def picture(name, value=""):
         return gr.HTML(value, js_on_load=CLICKS, apply_default_css=False, elem_id=name)
