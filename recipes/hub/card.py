@@ -324,8 +324,8 @@ def _rare_and_new(row: dict[str, float]) -> str:
     text = ""
     if RARE in row:
         text = (
-            f"Rare items: {row['cold_users']:,} users chose an item that training had seen at most 5 "
-            f"times; HR@10 is {row[RARE]:.4f} for them, {row['HR@10']:.4f} for all.\n\n"
+            f"Rare items: {row['cold_users']:,} users chose an item that training had seen at most "
+            f"5 times; HR@10 is {row[RARE]:.4f} for them, {row['HR@10']:.4f} for all.\n\n"
         )
     measured = (
         "How well this model finds them was not measured: `python -m benchmarks.cold_start` holds "
