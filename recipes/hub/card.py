@@ -333,8 +333,8 @@ def _rare_and_new(row: dict[str, float]) -> str:
     )
     if row.get("new_users", 0) >= ENOUGH:
         measured = (
-            f"{row['new_users']:,} users chose an item that nobody had chosen in training; HR@10 "
-            f"is {row[NEW]:.4f} for them."
+            f"{row['new_users']:,} users chose an item that nobody had chosen before; HR@10 is "
+            f"{row[NEW]:.4f} for them."
         )
     return text + (
         "New items: `add_items` gives an item that nobody has chosen yet a semantic ID from its "
