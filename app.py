@@ -36,12 +36,8 @@ MAX_HISTORY, MAX_LIST, MAX_ADDED, MAX_VISITORS = 20, 20, 20, 1000
 MAX_TEXT = {"text": 300, "title": 120, "brand": 60, "category": 120, "description": 1000}
 FAR = 100  # how far down a list we look for a new item
 UNKNOWN = "No item has a word of this in its title, brand or category; try others."
-# What joins the language model's search, by the name of the ranking.
-RANKINGS = {
-    "TTDS": {},
-    "TTDS, generated": {"rerank": False},
-    "TTDS, language model only": {"rerank": False, "memory": False},
-}
+ALONE = {"rerank": False, "memory": False}  # how the language model answers without the memory
+ACCENTS = re.compile("[\u0300-\u036f]+")
 
 # What is asked of the model. All of it is data; pictures are made of it further down.
 
@@ -84,15 +80,14 @@ def entry(model: nn.Module, row: int) -> dict:
     return {"item_id": item["item_id"], **known, "codes": codes, "sid_tokens": tokens}
 
 
-def folded(text: str | None) -> str:
+def folded(text: str) -> str:
     """Return a text as it is searched for: entities, case and accents do not matter."""
-    parts = unicodedata.normalize("NFKD", unescape(text or "")).casefold()
-    return "".join(part for part in parts if not unicodedata.combining(part))
+    return ACCENTS.sub("", unicodedata.normalize("NFKD", unescape(text)).casefold())
 
 
-def is_in(item: dict[str, str], category: str) -> bool:
-    """Return whether an item is in a category or below it."""
-    return f"{item.get('categories') or ''} >".startswith(f"{category} >")
+def is_in(categories: str, category: str) -> bool:
+    """Return whether a path of categories is a category or leads below it."""
+    return f"{categories} >".startswith(f"{category} >")
 
 
 def nearest(model: nn.Module, vector: Tensor, number: int, without: int = -1) -> list[dict]:
@@ -117,18 +112,19 @@ class Shop:
         # A model with an item more has tables of its own, gigabytes where there are many items.
         kept = 8 if len(model.catalogue) < 100_000 else 1
         self.model_with = lru_cache(maxsize=kept)(self._model_with)
-        self.titles = [folded(item.get("title")) for item in model.catalogue]
-        others = (f"{item.get('brand')}\n{item.get('categories')}" for item in model.catalogue)
-        self.words = "\n".join([*self.titles, *map(folded, set(others))])
-        self.in_category = lru_cache(maxsize=64)(self._in_category)
+        titles, paths, kinds = [], {}, []
+        for line in model.catalogue.lines():  # an entry that is asked for stays; lines take less
+            item = json.loads(line)
+            titles.append((item.get("title") or "").replace("\0", ""))
+            kinds.append(paths.setdefault(item.get("categories") or "", len(paths)))
+        self.titles = folded("\0".join(titles)).split("\0")  # a million at once
+        self.paths, self.kinds = list(paths), torch.tensor(kinds)
         self.popular = range(len(model.catalogue))
         if model.config.has_reranker:
             self.popular = model.cooccurrence.popularity.argsort(
                 descending=True, stable=True
             ).tolist()
         self.writes_for_words = {"query", "search"} <= set(model.config.prompts or {})
-        has = model.config.has_priors, model.config.has_reranker
-        self.rankings = dict(zip(RANKINGS, (has[1], has[0], True), strict=True))
         self.summary = self._about()
 
     def _model_with(self, items: tuple) -> nn.Module:
@@ -138,15 +134,15 @@ class Shop:
         return self.model_with(self.added.get(request.session_hash, ()) if request else ())
 
     def _in_category(self, category: str) -> Tensor:
-        return torch.tensor([is_in(item, category) for item in self.shared.catalogue])
+        return torch.tensor([is_in(path, category) for path in self.paths])[self.kinds]
 
     def _allowed(self, model: nn.Module, category: str) -> Tensor | None:
         """Return which items are in a category, None for all; refuse one without items."""
         if not (category := clean(category, "category", False)):
             return None
-        added = model.catalogue[len(self.shared.catalogue) :]
-        added = torch.tensor([is_in(item, category) for item in added], dtype=torch.bool)
-        allowed = torch.cat([self.in_category(category), added])
+        added = model.catalogue[len(self.kinds) :]
+        added = torch.tensor([is_in(i["categories"], category) for i in added], dtype=torch.bool)
+        allowed = torch.cat([self._in_category(category), added])
         if not allowed.any():
             raise wrong("`category` holds no item; choose another.")
         return allowed.to(model.device)
@@ -160,33 +156,33 @@ class Shop:
         return self.summary
 
     def _about(self) -> dict:
-        catalogue, counts = self.shared.catalogue, Counter()
-        for item in catalogue:
-            parts = (item.get("categories") or "").split(" > ")
-            counts.update(" > ".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        counts, num_items = Counter(), len(self.kinds)
+        for path, number in zip(self.paths, self.kinds.bincount().tolist(), strict=True):
+            parts = path.split(" > ")
+            counts.update({" > ".join(parts[: end + 1]): number for end in range(len(parts))})
         names = [name for name, _ in counts.most_common(500) if name]
-        popular = [catalogue[row] for row in self.popular]
-        examples = {
-            name: [item["item_id"] for item in islice((i for i in popular if is_in(i, name)), 3)]
-            for name in [name for name in names if " > " not in name][:4]
-        }
+        examples = {}
+        for name in [name for name in names if " > " not in name][:4] or [""]:
+            inside = self._in_category(name).tolist() if name else [True] * num_items
+            rows = islice((row for row in self.popular if inside[row]), 3)
+            ids = [self.shared.catalogue[row]["item_id"] for row in rows]
+            examples[name or "What sells"] = ids
         return {
-            "num_items": len(catalogue),
+            "num_items": num_items,
             "num_levels": self.shared.config.item_tower.num_levels,
             "categories": sorted(names),
-            "examples": examples or {"What sells": [item["item_id"] for item in popular[:3]]},
+            "examples": examples,
         }
 
     def search(self, text: str = "", request: gr.Request = None) -> list[dict]:
         """Find items by words that are all in their title; without words, the most popular."""
         model, words = self._model_of(request), folded(clean(text, "text", False)).split()
-        added = [folded(item["title"]) for item in model.catalogue[len(self.titles) :]]
-        titles = self.titles + added
-        order = [*range(len(self.titles), len(titles))]  # the visitor's own first
-        if all(word in self.words for word in words):  # else none of a million titles is read
-            order += self.popular
-        rows = (row for row in order if all(word in titles[row] for word in words))
-        return [entry(model, row) for row in islice(rows, 5)]
+        first = len(self.titles)
+        mine = {first + n: folded(i["title"]) for n, i in enumerate(model.catalogue[first:])}
+        rows = [row for row, title in mine.items() if all(word in title for word in words)]
+        titles = self.titles
+        others = (row for row in self.popular if all(word in titles[row] for word in words))
+        return [entry(model, row) for row in islice((*rows, *islice(others, 5)), 5)]
 
     def recommend(
         self,
@@ -208,8 +204,7 @@ class Shop:
         if type(top_k) is not int or not 1 <= top_k <= MAX_LIST:
             raise wrong(f"`top_k` must be a whole number from 1 to {MAX_LIST}.")
         top_k, allowed = min(top_k, len(model.catalogue)), self._allowed(model, category)
-        alone = RANKINGS["TTDS, language model only"]
-        written = model.recommend_rows([rows], top_k, allowed=allowed, **alone)[0]
+        written = model.recommend_rows([rows], top_k, allowed=allowed, **ALONE)[0]
         scores = dict(written)
         if rerank:
             scores = dict(model.recommend_rows([rows], top_k, allowed=allowed)[0])
@@ -228,15 +223,19 @@ class Shop:
         """Return the first five of a history by every ranking that the model has."""
         model = self._model_of(request)
         rows, number = [self._rows(model, history)], min(5, len(model.catalogue))
-        allowed = self._allowed(model, category)
-        return {
-            name: [
-                entry(model, row)
-                for row, _ in model.recommend_rows(rows, number, allowed=allowed, **how)[0]
-            ]
-            for name, how in RANKINGS.items()
-            if self.rankings[name]
-        }
+        allowed, has = self._allowed(model, category), model.config
+        lists = {}
+        if has.has_reranker:
+            lists["TTDS"] = model.recommend_rows(rows, number, allowed=allowed)
+        if has.has_reranker and has.has_priors:  # a run fits both; then all of its rankings show
+            lists["re-ranker only"] = model.rerank_rows(rows, number, allowed)
+        if has.has_priors:
+            written = model.recommend_rows(rows, number, allowed=allowed, rerank=False)
+            lists["TTDS, generated"] = written
+        lists["TTDS, language model only"] = model.recommend_rows(
+            rows, number, allowed=allowed, **ALONE
+        )
+        return {name: [entry(model, row) for row, _ in found] for name, (found,) in lists.items()}
 
     def ask(self, text: str, history: list[str], request: gr.Request = None) -> dict:
         """Return items for words: `nearest` by text and, of a model tuned for it, `written`.
@@ -245,22 +244,12 @@ class Shop:
         """
         model, text = self._model_of(request), clean(text, "text")
         rows, vector, written = self._rows(model, history), model.embed_texts([text])[0], []
-        if not vector.any() or not self._knows(model, text):
+        if not vector.any() or not model.knows_words([text])[0]:
             return {"written": [], "nearest": [], "unknown": UNKNOWN}
         if self.writes_for_words:
             written = model.recommend_rows([rows], min(4, len(model.catalogue)), queries=[text])[0]
         written = [entry(model, row) | {"score": score} for row, score in written]
         return {"written": written, "nearest": nearest(model, vector, 4), "unknown": ""}
-
-    def _knows(self, model: nn.Module, text: str) -> bool:
-        # An encoder knows more words than the catalogue has; a table of tokens does not.
-        if model.config.text_encoder != "tokens":
-            return True
-        added = "".join(f"{folded(i['title'])}\n" for i in model.catalogue[len(self.titles) :])
-        words = re.findall(r"\w+", folded(text))
-        telling = [word for word in words if len(word) > 3] or words
-        telling += [word[:-1] for word in telling if re.search("[^s]s$", word)]  # of a plural
-        return any(word in self.words or word in added for word in telling)
 
     def add_item(
         self,
@@ -272,8 +261,8 @@ class Shop:
     ) -> dict:
         """Add an item that this visitor alone sees, and return it with its codes.
 
-        `neighbours` are the items nearest by text; `place` is its place in the list of somebody
-        whose history they are, null if it is not among the first hundred.
+        `neighbours` are the items nearest by text; `place` is where the language model writes it
+        after a history of them, null if it is not among the first hundred.
         """
         item = {"title": title, "brand": brand, "category": category, "description": description}
         item = {name: clean(text, name, name == "title") for name, text in item.items()}
@@ -294,9 +283,9 @@ class Shop:
         row, far = model.row_of[item["item_id"]], min(FAR, len(model.catalogue))
         neighbours = nearest(model, model.item_text[row], 3, without=row)
         history = [model.row_of[neighbour["item_id"]] for neighbour in neighbours]
-        listed = [row for row, _ in model.recommend_rows([history], far, num_beams=far)[0]]
-        place = listed.index(row) + 1 if row in listed else None
-        return entry(model, row) | {"neighbours": neighbours, "place": place}
+        listed = model.recommend_rows([history], far, num_beams=far, **ALONE)[0]
+        places = {row: place for place, (row, _) in enumerate(listed, 1)}
+        return entry(model, row) | {"neighbours": neighbours, "place": places.get(row)}
 
     def _rows(self, model: nn.Module, history: list[str]) -> list[int]:
         if not isinstance(history, list) or not all(isinstance(item, str) for item in history):
@@ -340,7 +329,7 @@ CSS = """
 .ttds .chip {display: flex; justify-content: space-between; padding: 5px 12px; margin: 6px 0;
   border: 1px solid var(--line); border-radius: 8px; font-size: 14px}
 .ttds .columns {display: grid; gap: 16px;
-  grid-template-columns: repeat(auto-fit, minmax(260px, 1fr))}
+  grid-template-columns: repeat(auto-fit, minmax(250px, 1fr))}
 .ttds .pill {padding: 1px 11px; margin: 2px; border-radius: 99px; border: 1px solid var(--mark)}
 .ttds .note {padding: 9px 12px; border-left: 3px solid var(--mark); background: var(--panel)}
 .ttds text {fill: var(--body-text-color); font-size: 13px; dominant-baseline: central}
@@ -355,6 +344,7 @@ TITLE = """# A recommender that writes the next item
 Each of {num_items:,} items has a name of its own in **SID tokens**, one for each of {num_levels}
 levels; similar items begin alike. A language model reads a history in these tokens and writes those
 of the item that comes next; a trie of all semantic IDs keeps it to items that exist."""
+HISTORY = "## 1. A history\n\nWhat somebody chose, the newest last."
 NEXT = "## 2. What comes next\nThe best items and what speaks for them; choose one to go on."
 SCORES = {
     True: "Percent: the re-ranker's weight of an item among its candidates, which orders the list.",
@@ -365,10 +355,16 @@ The way to each item through the trie. Below a code is the probability by which 
 writes it there; the wider a line, the higher. Grey ways lead to what it would list beside these."""
 ADD = """## Add an item of your own
 It gets a semantic ID from its text; no weight changes. Only you see it."""
+WRITTEN = "Language model and likeness of text together, with the history"
+NEAREST = "Nearest by text alone: cosine of the text embeddings"
 
 
-def _html(content: str) -> str:
-    return f'<div class="ttds">{content}</div>'
+def _html(*parts: str) -> str:
+    return f'<div class="ttds">{"".join(parts)}</div>'
+
+
+def _soft(text: str) -> str:
+    return f'<span class="soft">{text}</span>'
 
 
 def _note(sentence: str) -> str:
@@ -400,12 +396,10 @@ def _start(name: str, history: list[str]) -> str:
 
 def _card(item: dict, mark: str = "+", score: str = "", more: str = "") -> str:
     about = " · ".join(escape(part) for part in (item["brand"], path(item["categories"])) if part)
-    about = f'<span class="soft">{about}</span><br>' if about else ""
     return (
-        f'<button class="card" data-act="add" data-value="{escape(item["item_id"])}"><span class='
-        f'"soft">{mark}</span><b>{escape(item["title"])}</b><span class="score">'
-        f'{score}</span><span class="more">'
-        f'{about}<span class="codes" style="--code:'
+        f'<button class="card" data-act="add" data-value="{escape(item["item_id"])}">{_soft(mark)}'
+        f'<b>{escape(item["title"])}</b><span class="score">{score}</span><span class="more">'
+        f'{_soft(about) + "<br>" if about else ""}<span class="codes" style="--code:'
         f'{item["codes"][0]}">{escape(item["sid_tokens"])}</span>{more}</span></button>'
     )
 
@@ -414,32 +408,30 @@ def found_cards(items: list[dict]) -> str:
     """Return found items as cards, with their similarity where they have one."""
     scores = [f"{item['similarity']:.2f}" if "similarity" in item else "" for item in items]
     cards = [_card(item, score=score) for item, score in zip(items, scores, strict=True)]
-    return _html("".join(cards)) if cards else _note("No title has all these words.")
+    return _html(*cards) if cards else _note("No title has all these words.")
 
 
 def compared_columns(lists: dict[str, list[dict]]) -> str:
     """Return lists side by side, each under the name of its ranking."""
-    columns = ""
-    for name, items in lists.items():
-        cards = "".join(_card(item, str(place)) for place, item in enumerate(items, 1))
-        columns += f"<div><b>{name}</b>{cards}</div>"
-    return _html(f'<div class="columns">{columns}</div>')
+    cards = {
+        name: [_card(item, str(place)) for place, item in enumerate(items, 1)]
+        for name, items in lists.items()
+    }
+    columns = [f"<div><b>{name}</b>{''.join(column)}</div>" for name, column in cards.items()]
+    return _html('<div class="columns">', *columns, "</div>")
 
 
 def asked_cards(found: dict) -> str:
     """Return the answers to words, each kind by its name."""
-    if found["unknown"]:
-        return _note(found["unknown"])
-    name = '<span class="soft">Written by the language model, with the history</span>'
-    written = _html(name + found_cards(found["written"])) if found["written"] else ""
-    name = '<span class="soft">Nearest by text: cosine of the text embeddings</span>'
-    return written + _html(name + found_cards(found["nearest"]))
+    kinds = [(WRITTEN, found["written"]), (NEAREST, found["nearest"])]
+    parts = [part for name, items in kinds if items for part in (_soft(name), found_cards(items))]
+    return _note(found["unknown"]) if found["unknown"] else _html(*parts)
 
 
 def ranked_cards(items: list[dict], past: list[dict], scores: str) -> str:
     """Return recommendations as cards, each with its score and what speaks for it."""
     titles = {item["item_id"]: escape(item["title"]) for item in past}
-    cards = [f'<span class="soft">{scores}</span>'] if items else []
+    cards = [_soft(scores)]
     for item in items:
         why = [f"language model: {_percent(item['probability'])}"]
         why += [f"co-occurrence memory: after {titles[item['follows']]}"] if item["follows"] else []
@@ -447,7 +439,7 @@ def ranked_cards(items: list[dict], past: list[dict], scores: str) -> str:
         share = f"--share:{math.exp(item['score'] - items[0]['score']):.0%}"
         bar = f'{_percent(math.exp(item["score"]))}<span class="bar" style="{share}"></span>'
         cards.append(_card(item, str(item["place"]), bar, f"<br>{' · '.join(why)}"))
-    return _html("".join(cards)) if cards else _note("Nothing is left here; choose all categories.")
+    return _html(*cards) if items else _note("Nothing is left here; choose all categories.")
 
 
 def history_chips(items: list[dict], examples: dict[str, list[str]]) -> str:
@@ -458,25 +450,25 @@ def history_chips(items: list[dict], examples: dict[str, list[str]]) -> str:
         for place, item in enumerate(items)
     )
     empty = _note("The history is empty: the list is what anybody might choose first.")
-    others = "".join(_start(path(name), ids) for name, ids in [*examples.items(), ("Nothing", [])])
-    return _html(f'{chips or empty}<span class="soft">Start from</span> {others}')
+    others = [_start(path(name), ids) for name, ids in [*examples.items(), ("Nothing", [])]]
+    return _html(chips or empty, _soft("Start from "), *others)
 
 
 def added_item(item: dict) -> str:
     """Return what became of a new item: its codes, its neighbours, where it is recommended."""
-    place = f"at place {item['place']}" if item["place"] else f"after place {FAR}"
+    place = f"at place {item['place']}" if item["place"] else "further down"
     start = _start("Start from them", [neighbour["item_id"] for neighbour in item["neighbours"]])
     return _html(
-        f'{_card(item)}<div class="note">It can be recommended at once: to somebody who chose the '
-        f"items nearest to it by text, below, it comes {place}. {start}</div>"
-        f"{found_cards(item['neighbours'])}"
+        f'{_card(item)}<div class="note">It can be recommended at once: after the items nearest to '
+        f"it by text, below, the language model writes it {place}. The re-ranker prefers items "
+        f"that somebody has chosen. {start}</div>{found_cards(item['neighbours'])}"
     )
 
 
 def tree(paths: list[dict], width: int) -> str:
     """Return the semantic IDs of items as a tree, in SVG of a width."""
     left, right = (8, 150) if width < 720 else (20, 700)
-    num_levels, height, room = len(paths[0]["codes"]), 44, (width - right - 26) / 7.5
+    num_levels, height, room = len(paths[0]["codes"]), 44, int((width - right - 26) / 7.5)
     ways = [[tuple(path["codes"][:depth]) for depth in range(num_levels + 1)] for path in paths]
     # Branches stand in the order of their best item, so that the list still reads downwards.
     best = {prefix: place for place in reversed(range(len(paths))) for prefix in ways[place]}
@@ -503,7 +495,7 @@ def tree(paths: list[dict], width: int) -> str:
     for path, way in zip(paths, ways, strict=True):
         place = f"place {path['place']}" if path["place"] else "not in the list"
         title, x1, y1 = path["title"], right + 26, y[way[-1]]
-        title = title if len(title) <= room else title[: int(room) - 1].rstrip() + "…"
+        title = title if len(title) <= room else title[: room - 1].rstrip() + "…"
         marks.append(
             f'<text x="{x1}" y="{y1 - 8}">{escape(title)}</text><text class="soft" x="{x1}" '
             f'y="{y1 + 9}">{place}, {_percent(path["probability"])}</text>'
@@ -518,14 +510,15 @@ def tree(paths: list[dict], width: int) -> str:
 def build(shop: Shop) -> gr.Blocks:
     """Return the page with its endpoints."""
     about = shop.about()
-    first = next(iter(about["examples"].values()))
+    first, names = next(iter(about["examples"].values())), branches(about["categories"])
+    has = shop.shared.config
 
     def show(history, top_k, category, rerank, request: gr.Request = None):
         answer = shop.recommend(history, int(top_k), category, rerank, request)
         paths = answer["items"] + answer["left_out"]
-        trees = _html(tree(paths, 1160) + tree(paths, 350)) if paths else ""
+        trees = _html(tree(paths, 1160), tree(paths, 350)) if paths else ""
         chips = history_chips(answer["history"], about["examples"])
-        scores = SCORES[rerank and shop.rankings["TTDS"]]
+        scores = SCORES[rerank and has.has_reranker]
         return chips, ranked_cards(answer["items"], answer["history"], scores), trees, ""
 
     def click(history, top_k, category, rerank, event: gr.EventData, request: gr.Request):
@@ -558,33 +551,31 @@ def build(shop: Shop) -> gr.Blocks:
         history = gr.State(first)
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
-                gr.Markdown("## 1. A history\n\nWhat somebody chose, the newest last.")
+                gr.Markdown(HISTORY)
                 chosen = picture("history", chosen)
                 words = gr.Textbox(label="Add an item: search by title", max_length=300)
                 found = picture("found")
-                text = gr.Textbox(label="Or ask in words", placeholder="a gift", submit_btn="Find")
+                text = gr.Textbox(label="Or ask in words", submit_btn="Find")
                 asked = picture("asked")
             with gr.Column(scale=7, min_width=300):
                 gr.Markdown(NEXT)
                 with gr.Row():
-                    names = branches(about["categories"])
                     category = gr.Dropdown([("All", ""), *names], label="Category", min_width=110)
                     top_k = gr.Dropdown([5, 10, 20], label="Length", min_width=80)
-                    rankers = [("TTDS", True), ("Language model alone", False)]
-                    offered = shop.rankings["TTDS"]
-                    rerank = gr.Dropdown(rankers, label="Ranked by", min_width=190, visible=offered)
+                    rerank = gr.Dropdown(
+                        [("TTDS", True), ("Language model alone", False)],
+                        label="Ranked by", min_width=190, visible=has.has_reranker,
+                    )  # fmt: skip
                 ranked = picture("ranked", ranked)
-                comparing = gr.Button(
-                    "Compare the rankings", visible=sum(shop.rankings.values()) > 1
-                )
+                several = has.has_reranker or has.has_priors
+                comparing = gr.Button("Compare the rankings", visible=several)
         compared = picture("compared")
         gr.Markdown(WHY)
         walked = picture("tree", walked)
         gr.Markdown(ADD)
         with gr.Row():
             with gr.Column(min_width=300):
-                title = gr.Textbox(label="Title")
-                brand = gr.Textbox(label="Brand")
+                title, brand = gr.Textbox(label="Title"), gr.Textbox(label="Brand")
                 kind = gr.Dropdown(names, value=None, label="Category", allow_custom_value=True)
                 description = gr.Textbox(label="Description", lines=2)
                 adding = gr.Button("Give it a semantic ID")

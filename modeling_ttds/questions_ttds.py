@@ -1,5 +1,6 @@
 """What else a model can be asked: similar items, next users, profiles, queries, and why."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +12,24 @@ from .arguments_ttds import as_count, as_item_ids
 from .cooccurrence_ttds import TTDSNeighbours
 from .generation_ttds import beam_search, score_items
 from .lock_ttds import reading
+from .nearest_ttds import nearest_texts
 from .nodes_ttds import TTDSNodeTable
-from .recommendation_ttds import TTDSRecommendation, best_pairs, pad_prompts, pad_rows
+from .recommendation_ttds import (
+    NUM_CANDIDATES,
+    TTDSRecommendation,
+    best_first,
+    best_pairs,
+    pad_prompts,
+    pad_rows,
+)
+from .reranker_ttds import FEATURES, MODEL_FEATURES
+from .text_ttds import item_text, normalised, query_words
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates, TTDSTrie
 
 ALIKE = 0.5  # cosine above which two texts are called alike
 NUM_BUYERS = 10
+NUM_NEAR = 100  # items whose words a query is compared with
 LONGEST_QUERY = 32
 
 
@@ -173,6 +185,69 @@ class TTDSQuestionsMixin:
             else:
                 prompts.append(self._prompt("query", texts))
         return self._bound(prompts, sids)
+
+    @reading
+    @torch.no_grad()
+    def rerank_rows(
+        self,
+        histories: Sequence[Sequence[int]],
+        top_k: int,
+        allowed: Tensor | None = None,
+    ) -> list[list[tuple[int, float]]]:
+        """Do what `recommend_rows` does without the language model, to compare with it.
+
+        The re-ranker orders what co-occurrence memory and texts propose; the language model's
+        features are at their means.
+
+        Args:
+            histories: Item rows per user, newest last.
+            top_k: Length of the lists.
+            allowed: Mask of the items that may appear, (num_items,).
+
+        Raises:
+            ValueError: The model has no re-ranker.
+        """
+        if not self.config.has_reranker:
+            raise ValueError("The model has no re-ranker; train one with --reranker true.")
+        seen = histories if self.config.exclude_seen else [[]] * len(histories)
+        candidates = TTDSCandidates(self.trie, allowed, pad_rows(seen, None, self.device))
+        recall = self.recall(histories, candidates, max(NUM_CANDIDATES, top_k))
+        items = recall.candidates()
+        features = recall.features(items.clamp_min(0), None)
+        model = [FEATURES.index(name) for name in MODEL_FEATURES]
+        features[..., model] = self.reranker.mean[model]
+        with evaluating(self):
+            return best_pairs(*best_first(items, self.reranker(features)), top_k)
+
+    @reading
+    @torch.no_grad()
+    def knows_words(self, queries: Sequence[str]) -> list[bool]:
+        """Return which queries have a word that the model knows.
+
+        A table of tokens embeds the words of the catalogue's texts and no others: a word is known
+        that is in title, brand or categories of an item nearby, or has a token of its own. Encoders
+        and language models know more words than we can tell, so they are asked anything.
+
+        Args:
+            queries: Words.
+        """
+        if self.config.text_encoder != "tokens":
+            return [True] * len(queries)
+        asked = self.embed_texts(queries)
+        every = TTDSCandidates(self.trie, None, pad_rows([[]] * len(queries), None, self.device))
+        nearest, _ = nearest_texts(asked, self.item_text, every, NUM_NEAR, self.node_table)
+        return [
+            any(self._knows(word, rows) for word in query_words(query))
+            for query, rows in zip(queries, nearest.tolist(), strict=True)
+        ]
+
+    def _knows(self, word: str, rows: Sequence[int]) -> bool:
+        tokens = self.tokenizer.encode_words(word)
+        if len(tokens) == 1 and self.token_table.table[tokens[0]].any():
+            return True
+        singular = word[:-1] if re.search("[^s]s$", word) else word
+        entries = (self.catalogue[row] for row in rows if row >= 0)
+        return any(singular in normalised(item_text(entry)) for entry in entries)
 
     def _prompt(
         self,

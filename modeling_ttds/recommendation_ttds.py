@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from .arguments_ttds import as_count, as_item_ids, as_list
 from .configuration_ttds import placeholder_ids
@@ -14,10 +15,12 @@ from .nearest_ttds import nearest_texts
 from .priors_ttds import TTDSNodeStatistics, TTDSPriors
 from .records_ttds import as_text
 from .reranker_ttds import TEXT_TEMPERATURE, TTDSRecall
+from .text_ttds import query_words
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
 
 NUM_CANDIDATES = 100
+NEVER = -1e4  # logit of what pads
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class TTDSRecommendationMixin:
             rerank: Whether co-occurrence memory and re-ranker join in, where the model has them;
                 otherwise the list is what the language model generates.
             queries: What each user is looking for, in words; the language model answers, and
-                likeness of text.
+                likeness of text. A list is empty where the model knows none of the words.
             memory: Whether the priors of the co-occurrence memory join the beam search, where the
                 model has them; without them and without `rerank` the language model answers alone.
 
@@ -97,6 +100,12 @@ class TTDSRecommendationMixin:
                     f"`queries` has {len(queries)} entries for {len(rows)} `histories`."
                 )
             queries = [as_text(q, "queries", f"Query {number}") for number, q in enumerate(queries)]
+            for number, query in enumerate(queries):
+                if not query_words(query):
+                    raise ValueError(
+                        f"Query {number} is {query!r}, which holds no word; pass words, or leave "
+                        "`queries` out."
+                    )
         if top_k is None:
             top_k = min(10, len(self.item_sids))
         lists = self.recommend_rows(
@@ -254,7 +263,7 @@ class TTDSRecommendationMixin:
                     items, features, _ = self.reranker_features(
                         shown, prefix, candidates, num_beams, priors, number
                     )
-                    items, scores = _best_first(items, self.reranker(features))
+                    items, scores = best_first(items, self.reranker(features))
                 else:
                     found = search(self, prefix, candidates, num_beams, priors)
                     items, scores = found.items, found.scores
@@ -279,6 +288,27 @@ class TTDSRecommendationMixin:
         trie, memory = self.trie, self.cooccurrence
         return self._made_of(
             "_statistics", [trie, memory.items], lambda: TTDSNodeStatistics.build(trie, memory)
+        )
+
+    def recall(
+        self, histories: Sequence[Sequence[int]], allowed: TTDSCandidates, number: int
+    ) -> TTDSRecall:
+        """Return what co-occurrence memory and embeddings say of items after histories.
+
+        Args:
+            histories: Item rows per user, newest last.
+            allowed: What may appear.
+            number: How many candidates are proposed.
+        """
+        return TTDSRecall(
+            self.cooccurrence,
+            self.item_text,
+            self.item_collaborative,
+            self.catalogue.labels,
+            pad_rows(histories, self.config.max_history, self.device),
+            allowed,
+            self.node_table,
+            number,
         )
 
     def reranker_features(
@@ -307,16 +337,7 @@ class TTDSRecommendationMixin:
             Item rows, padded with -1, (batch, num_candidates), features, (batch, num_candidates,
             num_features), and the beams alone, padded with -1, (batch, num_found).
         """
-        recall = TTDSRecall(
-            self.cooccurrence,
-            self.item_text,
-            self.item_collaborative,
-            self.catalogue.labels,
-            pad_rows(histories, self.config.max_history, self.device),
-            allowed,
-            self.node_table,
-            number,
-        )
+        recall = self.recall(histories, allowed, number)
         proposed = recall.candidates()
         found = search(self, prefix, allowed, num_beams, priors, proposed.clamp_min(0))
         items = _with_beams(proposed, found.items)
@@ -331,14 +352,23 @@ class TTDSRecommendationMixin:
         num_beams: int,
         number: int,
     ) -> tuple[Tensor, Tensor]:
-        # The language model's log-probability plus likeness of text, among beams and nearest texts.
+        # The language model's log-probability plus likeness of text, among beams and nearest texts:
+        # to the words and to the texts that are nearest to them (relevance feedback after Rocchio),
+        # so that behind the last item that has the words come its like.
         query = self.embed_texts(queries) / TEXT_TEMPERATURE
+        nearest, _ = nearest_texts(query, self.item_text, allowed, number, self.node_table)
+        texts = self.item_text[nearest.clamp_min(0)]
+        likeness = torch.einsum("bcd,bd->bc", texts, query).masked_fill(nearest < 0, NEVER)
+        found = torch.einsum("bc,bcd->bd", likeness.softmax(1), texts)
+        query = query + F.normalize(found, dim=-1) / TEXT_TEMPERATURE
         proposed, _ = nearest_texts(query, self.item_text, allowed, number, self.node_table)
         found = search(self, prefix, allowed, num_beams, also=proposed.clamp_min(0))
         items = _with_beams(proposed, found.items)
+        known = torch.tensor(self.knows_words(queries), device=items.device)
+        items = items.masked_fill(~known[:, None], -1)
         log_probs = torch.cat([found.also, found.log_probs], 1)[..., -1]
         texts = self.item_text[items.clamp_min(0)]
-        return _best_first(items, log_probs + torch.einsum("bcd,bd->bc", texts, query))
+        return best_first(items, log_probs + torch.einsum("bcd,bd->bc", texts, query))
 
     def history_prompts(
         self, histories: Sequence[Sequence[int]], user_histories: Sequence[Sequence[int]]
@@ -380,7 +410,7 @@ def _with_beams(proposed: Tensor, beams: Tensor) -> Tensor:
     return torch.cat([proposed, beams.masked_fill(repeated, -1)], 1)
 
 
-def _best_first(items: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+def best_first(items: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return candidates and their log-probabilities among them, best first; -1 pads the items."""
     scores = logits.masked_fill(items < 0, -torch.inf).log_softmax(1)
     scores, order = scores.sort(dim=1, descending=True, stable=True)

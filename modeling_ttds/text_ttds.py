@@ -45,6 +45,16 @@ def normalised(text: str) -> str:
     return " ".join(JOINED.sub(" ", unicodedata.normalize("NFKC", text)).split())
 
 
+def query_words(query: str) -> list[str]:
+    """Return the words by which a query is known: its long ones, or all where none is long.
+
+    Args:
+        query: Any string.
+    """
+    words = re.findall(r"[^\W_]+", normalised(query))
+    return [word for word in words if len(word) > 3] or words
+
+
 class TTDSTokenTable(TTDSFloat32):
     """Embeds text as a weighted mean of one vector per token, with no other library.
 

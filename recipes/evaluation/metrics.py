@@ -80,10 +80,10 @@ def slices(split: Split, which: str) -> dict[str, np.ndarray]:
         which: `"validation"` or `"test"`.
 
     Returns:
-        `cold` (target seen at most 5 times in training), `new` (never; on a timeline it appeared
-        after training and was added from its text), `later` (later-day users: target of a later
-        timestamp than the item before), `head` and `tail` (target among the fifth of the items seen
-        most, or not), and those of `transitions`.
+        `cold` (target seen at most 5 times in training, on a timeline before the cut), `new`
+        (never; on a timeline it was added from its text), `later` (later-day users: target of a
+        later timestamp than the item before), `head` and `tail` (target among the fifth of the
+        items seen most, or not), and those of `transitions`.
     """
     users, counts = split.users(which), split.training_counts
     targets = split.targets(which)[users]

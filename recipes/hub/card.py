@@ -15,6 +15,7 @@ NEEDS = '"transformers>=5.17,<6" torch safetensors'
 CURVE = "training.png"
 COLUMNS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "coverage@10")
 RARE = "cold_HR@10"  # of users whose target training had seen at most 5 times
+NEW, ENOUGH = "new_HR@10", 20  # of users whose target nobody had chosen; fewer users say nothing
 STALE = (
     "**Measured before the model was changed.** Items were added or removed, or weights changed, "
     "after the figures of this card were measured; `recipes/evaluate.py` measures them anew."
@@ -176,7 +177,11 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str, stale: bool) -
 
 def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     tower, decoder = config["item_tower"], config["backbone_config"]
-    start = metrics.get("backbone")
+    start, encoder = metrics.get("backbone"), config["text_encoder"]
+    embedded = {
+        "tokens": "a table of the tokenizer's tokens, in the weights",
+        "backbone": "by the decoder",
+    }.get(encoder, f"by `{encoder}`, which is loaded when items are added or words asked for")
     origin = f"tuned from `{start}`" if start else "trained from scratch"
     ranking = (
         " A co-occurrence memory and a small re-ranker add counting to the language model."
@@ -190,7 +195,8 @@ def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         "the SID tokens of the next item; a trie keeps it to items that exist."
         f"{ranking}\n\n"
         f"- Decoder: `{decoder['model_type']}`, {origin}\n"
-        f"- Catalogue: {config['num_items']} items, in `catalogue.jsonl`\n"
+        f"- Catalogue: {config['num_items']:,} items, in `catalogue.jsonl`\n"
+        f"- Text embeddings: {embedded}\n"
         f"- History: the newest {config['max_history']} items count"
     )
 
@@ -226,7 +232,8 @@ def _data(metrics: dict[str, Any]) -> str:
     counts = ""
     if "interactions" in data:
         counts = (
-            f" {data['users']} users, {data['items']} items, {data['interactions']} interactions."
+            f" {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} "
+            "interactions."
         )
     if is_generated(metrics):
         text = (
@@ -280,7 +287,7 @@ def _results(config: dict[str, Any], rows: dict[str, dict], which: str) -> str:
     for name, row in rows.items():
         cells = (f"{row[column]:.4f}" if column in row else "" for column in columns)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    users = _main_row(rows)["users"]
+    users = f"{_main_row(rows)['users']:,}"
     seen = "left out" if config.get("exclude_seen", True) else "among them"
     notes = (
         f"{which.capitalize()} split, {users} users, full ranking of the catalogue, seen items "
@@ -317,13 +324,21 @@ def _rare_and_new(row: dict[str, float]) -> str:
     text = ""
     if RARE in row:
         text = (
-            f"Rare items: {row['cold_users']} users chose an item that training had seen at most 5 "
-            f"times; HR@10 is {row[RARE]:.4f} for them, {row['HR@10']:.4f} for all.\n\n"
+            f"Rare items: {row['cold_users']:,} users chose an item that training had seen at most "
+            f"5 times; HR@10 is {row[RARE]:.4f} for them, {row['HR@10']:.4f} for all.\n\n"
+        )
+    measured = (
+        "How well this model finds them was not measured: `python -m benchmarks.cold_start` holds "
+        "items out of training and does so."
+    )
+    if row.get("new_users", 0) >= ENOUGH:
+        measured = (
+            f"{row['new_users']:,} users chose an item that nobody had chosen before; HR@10 is "
+            f"{row[NEW]:.4f} for them."
         )
     return text + (
         "New items: `add_items` gives an item that nobody has chosen yet a semantic ID from its "
-        "text; no weight changes. How well this model finds them was not measured: "
-        "`python -m benchmarks.cold_start` holds items out of training and does so."
+        f"text; no weight changes. {measured}"
     )
 
 

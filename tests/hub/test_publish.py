@@ -397,6 +397,27 @@ def test_card_reports_what_was_measured_and_nothing_else(folder):
     assert not re.search(r"\btrl\b|fine-tuned version|None|nan", text, re.I)
 
 
+def test_card_tells_new_items_from_rare_ones(folder):
+    config = json.loads((folder / "config.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    row = metrics["test"]["TTDS"]
+    row |= {"new_users": 3, "new_HR@10": 0.3141, "cold_users": 1234, "cold_HR@10": 0.2468}
+    text = card("org/name", config, metrics)
+    assert "0.3141" not in text and "was not measured" in text, "three users say nothing"
+    assert "1,234 users chose an item that training had seen at most 5 times" in text
+    text = card("org/name", config, metrics | {"test": {"TTDS": row | {"new_users": 300}}})
+    assert "300 users chose an item that nobody had chosen before; HR@10 is 0.3141" in text
+    assert "was not measured" not in text and "0.2468 for them" in text
+
+
+def test_card_names_the_encoder_that_new_items_need(folder):
+    config = json.loads((folder / "config.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "Text embeddings: a table" in card("org/name", config, metrics)
+    text = card("org/name", config | {"text_encoder": "them/encoder"}, metrics)
+    assert "Text embeddings: by `them/encoder`" in text
+
+
 def test_card_of_other_peoples_data_claims_no_licence(folder):
     config = json.loads((folder / "config.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
