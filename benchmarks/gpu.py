@@ -45,7 +45,8 @@ SMOLLM2 = "SmolLM2-135M, LoRA"
 DATASETS = ("beauty", "toys", "sports")
 # A compact decoder's settings otherwise: an adapter of a pretrained trunk learns in fewer epochs.
 ADAPTER = [
-    "--use_peft", "true", "--lora_r", "16", "--lora_alpha", "32", "--learning_rate", "1e-3",
+    "--use_peft", "true", "--lora_r", "16", "--lora_alpha", "32",
+    "--learning_rate", "1e-3", "--head_learning_rate", "1e-4",
 ]  # fmt: skip
 TOY = {
     "text_dim": 16, "collaborative_dim": 16, "num_levels": 3, "num_codes": 16, "code_dim": 8,
@@ -235,7 +236,8 @@ def main() -> None:
         datasets, data = ("toyshop",), ROOT / work / "data"
         made = toyshop.generate(num_users=150, num_items=72).data
         write_data(made, data / "toyshop")
-        tiny_llama(made.catalogue.texts(), ROOT / smollm2)
+        if not (ROOT / smollm2 / "tokenizer.json").exists():  # a stopped run goes on with it
+            tiny_llama(made.catalogue.texts(), ROOT / smollm2)
         (ROOT / work / "gpu.yaml").write_text(yaml.safe_dump(TOY))
         (ROOT / work / "gpu-full.yaml").write_text(yaml.safe_dump(TOY | TOY_FULL))
     elif data is None:

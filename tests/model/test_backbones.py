@@ -112,7 +112,8 @@ def test_the_loss_starts_at_that_of_the_nodes_and_heads_learn_at_a_rate_of_their
         said, _ = model.node_logits(long, history, root, 0)
         vectors = model.item_reader(model.item_vectors(torch.arange(8)))
     shares = said.log_softmax(-1)
-    torch.testing.assert_close(shares[0], shares[1], msg="no state tells new codes apart")
+    apart = (shares[0] - shares[1]).abs().max().item()
+    assert apart < 1e-3, "no state tells new codes apart"
     words = model.get_input_embeddings().weight[: model.config.sid_token_start]
     assert 0.3 < vectors.norm(dim=-1).mean() / words.norm(dim=-1).mean() < 3
 
