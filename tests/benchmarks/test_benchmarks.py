@@ -229,7 +229,7 @@ def test_gpu_jobs_at_toy_size_stop_resume_and_are_passed_over(tmp_path):
         sys.executable, "-m", "benchmarks.gpu", "--toy", "--work", str(work), "--results",
         str(copied),
     ]  # fmt: skip
-    output = work / "toyshop-full"
+    output = work / "toyshop-smollm2-135m-lora"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not any(output.glob("checkpoint-*/complete.json")):
@@ -238,7 +238,7 @@ def test_gpu_jobs_at_toy_size_stop_resume_and_are_passed_over(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.wait()
     assert not (output / "metrics.json").exists(), "stopped too late to mean anything"
-    spent = json.loads((work / "toyshop-full.json").read_text())["seconds"]
+    spent = json.loads(output.with_name(f"{output.name}.json").read_text())["seconds"]
     assert spent > 1
     (output / "mark").touch()
 
@@ -246,7 +246,7 @@ def test_gpu_jobs_at_toy_size_stop_resume_and_are_passed_over(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (output / "mark").exists(), "it began anew"
     assert "Nothing is left." in done.stdout
-    for kind, least in (("full", spent), ("SmolLM2-135M, LoRA", 1)):
+    for kind, least in (("SmolLM2-135M, LoRA", spent), ("full", 1)):
         for name in (f"TTDS ({kind}, GPU)", f"TTDS, language model only ({kind}, GPU)"):
             file = copied / f"{result.result_name('toyshop', 'published', name, 0)}.json"
             row = json.loads(file.read_text())
