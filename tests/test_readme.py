@@ -88,7 +88,7 @@ def test_options_the_readme_names_exist():
     known |= {"config", "model", "model_name_or_path", "use_peft", "config_file", "show"}
     known |= {"output", "filter", "help", "lists"}
     known |= {"dry_run", "include_user_lists", "allow_rare_pairs", "space", "repo_id"}
-    known |= {"index_url", "json", "lora_r", "lora_alpha"}  # of pip, of curl, of TRL
+    known |= {"index_url", "json", "no_deps", "lora_r", "lora_alpha"}  # of pip, of curl, of TRL
     known |= {option.lstrip("-") for option in launch_command_parser()._option_string_actions}
     for folder in ("recipes", "benchmarks"):
         for file in (ROOT / folder).rglob("*.py"):

@@ -58,7 +58,8 @@ def build_sid_table(
         **fit,
     )
     refresh_sids(model, freeze=freeze)
-    init_codebook_projections(model)
+    if model.codebook_projections.weight.any():  # beside pretrained words they start at zero
+        init_codebook_projections(model)
     model.make_node_pairs()
     return report
 

@@ -1,5 +1,6 @@
 """The command line of a run: our options, TRL's, and a YAML file below both."""
 
+import math
 import sys
 from dataclasses import dataclass, fields
 
@@ -13,6 +14,12 @@ from recipes.errors import HelpFormatter, refuse_unknown
 @dataclass
 class TTDSTrainingArguments(TrainingOptions, SFTConfig):
     """`SFTConfig` with the defaults of the demo."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        rate = self.head_learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
 
 
 class _Parser(TrlParser):

@@ -129,11 +129,29 @@ def build_model(
                 f"`model_name_or_path` {backbone} is a {decoder.model_type} model whose weights do "
                 f"not fit a trunk and a head without bias; take e.g. {WORKING}."
             ) from error
+        _start_sid_tokens(model)
         longest = len(config.prompt_ids) + (examples.max_history + 1) * index.num_levels
         check_backbone(model, backbone, longest)
     model.catalogue = split.data.catalogue.entries()
     model.tokenizer = tokenizer
     return model
+
+
+@torch.no_grad()
+def _start_sid_tokens(model: TTDSForCausalLM) -> None:
+    """Let SID tokens beside a pretrained model's words start as the mean word, all alike.
+
+    A pretrained model's states are long: by random rows and projections its head would tell codes
+    apart before anything is learnt, and the loss start far above that of the nodes. What an item is
+    comes from its vector, which is made as long as a word, or it would drown among them.
+    """
+    start = model.config.sid_token_start
+    sids = slice(start, start + len(model.sid_token_vectors()))
+    for table in (model.get_input_embeddings().weight, model.lm_head.weight):
+        table[sids] = table[:start].mean(0)
+    model.codebook_projections.weight.zero_()
+    words = model.get_input_embeddings().weight[:start]
+    model.item_reader.weight.normal_(std=words.std(0).mean().item())  # vectors are of unit length
 
 
 def _text_dim(index: IndexOptions, decoder: PreTrainedConfig) -> int:

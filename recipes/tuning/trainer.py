@@ -28,6 +28,11 @@ SID_FILE = "sids.safetensors"
 TABLES = ("item_sids", "item_text", "refreshed_tower.")
 SEAL_FILE = "complete.json"
 ORIGIN_FILE = "trained_on.json"
+# Whose learning rate may be another, by their parameters' names.
+PARTS = {
+    "towers": ("item_tower.", "user_tower."),
+    "heads": ("node_head.", "codebook_projections.", "trainable_tokens_"),
+}
 
 
 def freeze_step(freeze_at: float, num_steps: int) -> int:
@@ -251,20 +256,27 @@ class TTDSTrainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, *args, **kwargs):
-        """Give the towers a learning rate of their own, which cools down until the freeze."""
+        """Give the towers a learning rate of their own, and node head and SID tokens theirs.
+
+        The states of a pretrained trunk are long: what is multiplied with them has to move less at
+        a step than its adapter.
+        """
         optimizer = super().create_optimizer(*args, **kwargs)
-        towers = {
-            id(parameter)
+        rates = {"towers": self.refresh.tower_learning_rate, "heads": self.args.head_learning_rate}
+        parts = {
+            id(parameter): part
             for name, parameter in self.model.named_parameters()
-            if "item_tower." in name or "user_tower." in name
+            for part, names in PARTS.items()
+            if rates[part] is not None and any(each in name for each in names)
         }
         for group in list(optimizer.param_groups):
-            moved = [p for p in group["params"] if id(p) in towers]
-            if moved:
-                group["params"] = [p for p in group["params"] if id(p) not in towers]
-                settings = {k: v for k, v in group.items() if k != "params"}
-                settings["lr"] = self.refresh.tower_learning_rate
-                optimizer.add_param_group(settings | {"params": moved, "towers": True})
+            for part, rate in rates.items():
+                moved = [p for p in group["params"] if parts.get(id(p)) == part]
+                if moved:
+                    settings = {k: v for k, v in group.items() if k != "params"}
+                    settings |= {"lr": rate, "params": moved, part: True}
+                    group["params"] = [p for p in group["params"] if parts.get(id(p)) != part]
+                    optimizer.add_param_group(settings)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,13 +222,14 @@ def test_tables_without_results_say_so():
 def test_gpu_jobs_at_toy_size_stop_resume_and_are_passed_over(tmp_path):
     work, copied = tmp_path / "work", tmp_path / "copied"
     (work / "results").mkdir(parents=True)
-    for name in ("toyshop-sasrec-full-cross-entropy-seed0", "toyshop-ttds-static-gpu-seed0"):
+    done = "toyshop-sasrec-full-cross-entropy-seed0", "toyshop-ttds-static-gpu-seed0"
+    for name in (*done, "throughput-32x1"):
         (work / "results" / f"{name}.json").write_text("{}")
     command = [
         sys.executable, "-m", "benchmarks.gpu", "--toy", "--work", str(work), "--results",
         str(copied),
     ]  # fmt: skip
-    output = work / "toyshop-full"
+    output = work / "toyshop-smollm2-135m-lora"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not any(output.glob("checkpoint-*/complete.json")):
@@ -236,7 +238,7 @@ def test_gpu_jobs_at_toy_size_stop_resume_and_are_passed_over(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.wait()
     assert not (output / "metrics.json").exists(), "stopped too late to mean anything"
-    spent = json.loads((work / "toyshop-full.json").read_text())["seconds"]
+    spent = json.loads(output.with_name(f"{output.name}.json").read_text())["seconds"]
     assert spent > 1
     (output / "mark").touch()
 
@@ -244,21 +246,35 @@ def test_gpu_jobs_at_toy_size_stop_resume_and_are_passed_over(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (output / "mark").exists(), "it began anew"
     assert "Nothing is left." in done.stdout
-    for name in ("TTDS (full, GPU)", "TTDS, language model only (full, GPU)"):
-        file = copied / f"{result.result_name('toyshop', 'published', name, 0)}.json"
-        row = json.loads(file.read_text())
-        assert row["method"] == name and row["seconds"] > spent and row["test"]["users"] > 100
+    for kind, least in (("SmolLM2-135M, LoRA", spent), ("full", 1)):
+        for name in (f"TTDS ({kind}, GPU)", f"TTDS, language model only ({kind}, GPU)"):
+            file = copied / f"{result.result_name('toyshop', 'published', name, 0)}.json"
+            row = json.loads(file.read_text())
+            assert row["method"] == name and row["seconds"] > least and row["test"]["users"] > 100
     assert (copied / "toyshop-ttds-static-gpu-seed0.json").read_text() == "{}"
     again = python(*command[1:])
-    assert again.stdout.count(": done") == 3 and "Nothing is left." in again.stdout
+    assert again.stdout.count(": done") == 5 and "Nothing is left." in again.stdout
 
 
-def test_settings_for_a_gpu_are_those_the_jobs_name():
+def test_options_of_the_jobs_for_a_gpu_are_options_of_the_recipe(monkeypatch):
     from benchmarks import gpu
+    from recipes.tuning.arguments import parse_arguments
 
-    for command in gpu.jobs(gpu.DATASETS, ROOT, ROOT / "outputs", toy=False).values():
+    monkeypatch.chdir(ROOT)
+    trunk, adapters = Path("outputs", "smollm2"), []
+    for command in gpu.jobs(gpu.DATASETS, Path("data"), Path("outputs"), trunk, False).values():
+        assert not any(part.startswith("/") for part in command), "commands are recorded"
         if "--config" in command:
-            assert (ROOT / command[command.index("--config") + 1]).exists()
+            named = dict(zip(command[2::2], command[3::2], strict=True))
+            kept = {
+                key: value for key, value in named.items() if key not in ("--name", "--variant")
+            }
+            pairs = [part for pair in kept.items() for part in pair]
+            monkeypatch.setattr(sys, "argv", ["sft.py", *pairs, "--use_cpu", "true"])
+            options, training, backbone = parse_arguments()  # refuses what is unknown
+            assert training.bf16 and options.data.dataset_name.startswith("data")
+            adapters += [backbone.model_name_or_path] * backbone.use_peft
+    assert adapters == [str(trunk)] * len(gpu.DATASETS)
 
 
 def test_markov_chain_and_text_starts_from_the_tuned_markov_chain(

@@ -16,12 +16,16 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from trl import ModelConfig
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.nodes_ttds import TTDSHistory
 from recipes.data.tables import write_data
 from recipes.index.vocabulary import train_vocabulary
 from recipes.tuning import build
+from recipes.tuning.arguments import TTDSTrainingArguments
 from recipes.tuning.examples import Examples, collate
+from recipes.tuning.trainer import TTDSTrainer
 from tests.conftest import ROOT, SMALL, altered, build_model, build_tokenizer
 
 SHAPES = {
@@ -90,6 +94,50 @@ def test_a_backbone_keeps_its_weights_and_recommends(
     searched = model.recommend([history], top_k=every, num_beams=every)[0]
     alone = model.recommend([history], top_k=5, allowed=[searched[7].item_id])[0]
     assert alone[0].score == pytest.approx(searched[7].score, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied"])
+def test_the_loss_starts_at_that_of_the_nodes_and_heads_learn_at_a_rate_of_their_own(
+    backbones, name, split, states, options, tmp_path
+):
+    path = str(backbones / name)
+    settings = altered(options, pair_dim=0)
+    tokenizer = build_tokenizer(split, settings, path)
+    model = build_model(split, states, tokenizer, settings, path, seed=0).eval()
+    history = TTDSHistory(torch.rand(2, 3, model.config.vector_dim), torch.tensor([-1, -1]))
+    history.profiles[1] = history.profiles[0]
+    long = torch.stack([torch.zeros(32), 100 * torch.randn(32)])
+    root = torch.zeros(2, dtype=torch.long)
+    with torch.no_grad():
+        said, _ = model.node_logits(long, history, root, 0)
+        vectors = model.item_reader(model.item_vectors(torch.arange(8)))
+    shares = said.log_softmax(-1)
+    apart = (shares[0] - shares[1]).abs().max().item()
+    assert apart < 1e-3, "no state tells new codes apart"
+    words = model.get_input_embeddings().weight[: model.config.sid_token_start]
+    assert 0.3 < vectors.norm(dim=-1).mean() / words.norm(dim=-1).mean() < 3
+
+    training = TTDSTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-3, head_learning_rate=1e-4
+    )
+    trainer = TTDSTrainer(
+        model, training, examples=Examples(split, states, tokenizer, settings.examples, 0),
+        split=split, refresh=settings.refresh, evaluation=settings.evaluation,
+        backbone=ModelConfig(use_peft=True, lora_r=4),
+    )  # fmt: skip
+    rates = {
+        id(weight): group["lr"]
+        for group in trainer.create_optimizer().param_groups
+        for weight in group["params"]
+    }
+    slow = {
+        name
+        for name, weight in trainer.model.named_parameters()
+        if weight.requires_grad and rates[id(weight)] == 1e-4
+    }
+    for part in ("node_head", "codebook_projections", "trainable_tokens_delta"):
+        assert any(part in name for name in slow), part
+    assert not any("lora_" in name or "item_reader" in name for name in slow)
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied"])
