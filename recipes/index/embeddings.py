@@ -18,7 +18,7 @@ from scipy.sparse.linalg import eigsh
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig
 
@@ -73,6 +73,30 @@ def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tens
     save_file({name: tensor}, scratch, metadata={"hash": hashed(tensor)})
     scratch.replace(file)
     return tensor
+
+
+def cached_fit(
+    folder: Path | None, name: str, module: nn.Module, key: dict, fit: Callable[[], None]
+) -> None:
+    """Give a module the weights and buffers of its fit from the cache, or fit and keep them.
+
+    Args:
+        folder: As of `cached`.
+        name: As of `cached`.
+        module: What is fitted; its state is of one type.
+        key: As of `cached`.
+        fit: Fits the module in place.
+    """
+
+    def compute() -> Tensor:
+        fit()
+        return torch.cat([tensor.flatten() for tensor in module.state_dict().values()])
+
+    state = module.state_dict().values()
+    kept = cached(folder, name, key, compute).split([tensor.numel() for tensor in state])
+    for tensor, values in zip(state, kept, strict=True):
+        tensor.copy_(values.view_as(tensor))
+    module.eval()
 
 
 def hashed(*parts: str | bytes | Tensor) -> str:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from modeling_ttds import towers_ttds
 from modeling_ttds.towers_ttds import TTDSTower
-from recipes.index.embeddings import cached, hashed
+from recipes.index.embeddings import cached_fit, hashed
 
 CHUNK = 65_536  # entities encoded at once
 CLUSTERED = 65_536  # k-means sees so many at most: 256 for each of 256 codes
@@ -100,7 +100,7 @@ def fit_tower(
         folder: Keeps the fit when it is finished; the same fit is not made twice.
     """
 
-    def fit() -> Tensor:
+    def fit() -> None:
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.AdamW(tower.parameters(), lr=learning_rate, weight_decay=1e-4)
         steps = num_epochs * -(-len(text) // batch_size)
@@ -121,20 +121,15 @@ def fit_tower(
             progress.set_postfix(loss=f"{output.loss.item():.3f}")
         # Gradient steps under sampling noise leave deep codebooks half used; k-means does not.
         init_codebooks(tower, latents_of(tower, text, collaborative), seed)
-        return torch.cat([tensor.flatten() for tensor in tower.state_dict().values()])
 
     # The same tower whether the embeddings before it were computed or read from the cache.
     torch.manual_seed(seed)
-    state = tower.state_dict()
     key = {
-        "data": hashed(text, collaborative, *state.values()),
+        "data": hashed(text, collaborative, *tower.state_dict().values()),
         "settings": [num_epochs, batch_size, learning_rate, seed],
         "code": CODE,
     }
-    kept = cached(folder, "tower", key, fit).split([tensor.numel() for tensor in state.values()])
-    for tensor, values in zip(state.values(), kept, strict=True):
-        tensor.copy_(values.view_as(tensor))
-    tower.eval()
+    cached_fit(folder, "tower", tower, key, fit)
     torch.manual_seed(seed)  # and the same draws after it
     return tower_report(tower, text, collaborative)
 

@@ -28,7 +28,7 @@ from recipes.evaluation.report import (
     add_comparisons,
     evaluate_model,
 )
-from recipes.index.embeddings import add_new_items, cached, hashed
+from recipes.index.embeddings import add_new_items, cached_fit, hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.newcomers import MOST_USERS, with_newcomers
 from recipes.ranking.priors import cross_fit_priors, node_choices
@@ -189,7 +189,7 @@ def fit_reranker(
         also_new[: len(new)] = new.target >= 0
         users = users.followed_by(new)
 
-    def fit() -> Tensor:
+    def fit() -> None:
         flat = users.features[users.items >= 0]
         reranker.mean.copy_(flat.mean(0))
         reranker.std.copy_(flat.std(0).clamp_min(1e-6))
@@ -207,16 +207,12 @@ def fit_reranker(
                     loss.backward()
                 optimizer.step()
                 schedule.step()
-        return torch.cat([tensor.flatten() for tensor in reranker.state_dict().values()])
 
     settings = [num_epochs, batch_size, learning_rate, cold_item_dropout, seed]
     data = hashed(users.items, users.features, users.target)
     key = {"data": data, "settings": settings, "code": CODE}
-    state = reranker.state_dict().values()
-    kept = cached(folder, "reranker", key, fit).split([tensor.numel() for tensor in state])
-    for tensor, values in zip(state, kept, strict=True):
-        tensor.copy_(values.view_as(tensor))
-    return reranker.eval()
+    cached_fit(folder, "reranker", reranker, key, fit)
+    return reranker
 
 
 def cross_fit(
