@@ -31,6 +31,7 @@ RANGES = {
 }  # fmt: skip
 
 
+LEAST_USERS = 8  # with a validation target, for priors and re-ranker to be fitted
 SPLITS, TIMELINE_TARGETS = ("leave_one_out", "timeline"), ("first", "last", "random")
 
 

@@ -10,10 +10,10 @@ import shutil
 import time
 from pathlib import Path
 
-from recipes.config import READING, add_data_arguments
+from recipes.config import LEAST_USERS, READING, add_data_arguments
 from recipes.errors import Parser, one_sentence
 
-FIT_USERS, LEAST_USERS = 5_000, 8  # at least two per fold that priors and re-ranker are fitted on
+FIT_USERS = 5_000
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from modeling_ttds.priors_ttds import TTDSPriorHead
 from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
 from modeling_ttds.reranker_ttds import FEATURES, MODEL_FEATURES, TTDSReranker
 from modeling_ttds.trie_ttds import TTDSCandidates
-from recipes.config import RerankerOptions
+from recipes.config import LEAST_USERS, RerankerOptions
 from recipes.data.split import Split
 from recipes.data.toyshop import Toyshop
 from recipes.evaluation.metrics import evaluate_run
@@ -309,8 +309,8 @@ def rank_users(
     Returns:
         As of `join`.
     """
-    users, least = len(split.view("validation").users("validation")), 2 * NUM_FOLDS
-    if options.memory and users >= least:
+    users = len(split.view("validation").users("validation"))
+    if options.memory and users >= LEAST_USERS:
         model.config.min_pair_users = options.min_pair_users
         rows, lists = join(
             model, split, options, num_beams=num_beams, seed=seed, folder=folder, text=text
@@ -318,8 +318,8 @@ def rank_users(
     else:
         if options.memory:
             print(
-                f"{users} users have a validation target, priors and re-ranker need {least}: none "
-                "is fitted."
+                f"{users} users have a validation target, priors and re-ranker need "
+                f"{LEAST_USERS}: none is fitted."
             )
         rows, lists = {"validation": {}, "test": {}}, {}
         for which in rows:

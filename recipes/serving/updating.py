@@ -14,13 +14,13 @@ from modeling_ttds import TTDSForCausalLM
 from modeling_ttds.priors_ttds import TTDSPriorHead
 from modeling_ttds.records_ttds import TEXT_FIELDS
 from modeling_ttds.trie_ttds import TTDSTrie
-from recipes.config import RerankerOptions
+from recipes.config import LEAST_USERS, RerankerOptions
 from recipes.data.split import Split
 from recipes.data.tables import Data
 from recipes.hub.saved import check_texts
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.newcomers import MOST_USERS
-from recipes.ranking.reranker import NUM_FOLDS, fit_heads, fit_reranker, reranker_data
+from recipes.ranking.reranker import fit_heads, fit_reranker, reranker_data
 
 
 def saved_facts(name: str) -> dict[str, Any]:
@@ -69,11 +69,11 @@ def reranker_options(
         ValueError: Too few users have a validation target.
     """
     config, options = model.config, known.get("options", {})
-    users, least = len(split.users("validation")), 2 * NUM_FOLDS
-    if config.has_cooccurrence and users < least:
+    users = len(split.users("validation"))
+    if config.has_cooccurrence and users < LEAST_USERS:
         raise ValueError(
-            f"{users} users have a validation target; priors and re-ranker need {least}. Give "
-            "longer histories."
+            f"{users} users have a validation target; priors and re-ranker need {LEAST_USERS}. "
+            "Give longer histories."
         )
     dropout = options.get("cold_item_dropout", RerankerOptions.cold_item_dropout)
     return RerankerOptions(
