@@ -1,5 +1,6 @@
 """TTDSForCausalLM: a causal language model that reads and generates semantic IDs."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from .entities_ttds import TTDSEntitiesMixin
 from .entries_ttds import TTDSEntries, TTDSRoom
 from .generation_ttds import TTDSGenerationMixin
 from .lock_ttds import TTDSLock
-from .losses_ttds import TTDSLossMixin
+from .losses_ttds import TTDSLogProbs, TTDSLossMixin
 from .nodes_ttds import TTDSNodeHead, TTDSNodePairs
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .precision_ttds import unhalved
@@ -151,7 +152,7 @@ class TTDSForCausalLM(
         self._rooms = {
             name: TTDSRoom() for name in ("item_sids", "item_text", "item_collaborative")
         }
-        self.lock = TTDSLock()
+        self.lock, self.fused_temperature = TTDSLock(), 1.0
         n = config.num_items
         self.register_buffer("item_sids", torch.zeros(n, tower.num_levels, dtype=torch.long))
         whole = {"dtype": torch.float32}  # where a model is made in half precision too
@@ -199,6 +200,23 @@ class TTDSForCausalLM(
         elif isinstance(module, TTDSReranker):
             init.zeros_(module.mean)
             init.ones_(module.std)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Trainers of TRL give a model a `forward` of theirs, which multiplies the trunk's states by
+        # the head: node logits would be missing. Ours answers their question itself.
+        function = getattr(value, "__func__", None)
+        if name == "forward" and "get_output_embeddings" in getattr(
+            getattr(function, "__code__", None), "co_names", ()
+        ):
+            settings = inspect.getclosurevars(function).nonlocals
+            if "fused_lm_head" not in function.__code__.co_varnames:
+                raise ValueError(
+                    f"`forward` is replaced by `{function.__qualname__}`, which reads the head by "
+                    "itself and so misses node logits; train by `TTDSTrainer` or `Trainer`."
+                )
+            self.fused_temperature = settings["temperature"]
+            return
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         tables = dict(self._buffers)
@@ -271,7 +289,7 @@ class TTDSForCausalLM(
         entity_text_ids: Tensor | None = None,
         context_ids: Tensor | None = None,
         **kwargs,
-    ) -> TTDSOutput:
+    ) -> TTDSOutput | TTDSLogProbs:
         """Run the language model on ids that may hold placeholders.
 
         Args:
@@ -293,8 +311,9 @@ class TTDSForCausalLM(
             context_ids: All ids of the sequence, where `input_ids` are its last ones and a cache
                 holds those before, (batch, whole length).
             **kwargs: `shift_labels` stand where they are predicted, one place before their ids,
-                and go before `labels`. `return_dict=False` gives a tuple. The rest is passed on to
-                the trunk.
+                and go before `labels`. `fused_lm_head=True` gives `TTDSLogProbs` of the labels, as
+                TRL's trainers want them. `return_dict=False` gives a tuple. The rest is passed on
+                to the trunk.
 
         Raises:
             ValueError: There are neither ids nor embeddings, or both.
@@ -318,13 +337,23 @@ class TTDSForCausalLM(
                 inputs_embeds = self._let_gradient_through(inputs_embeds, ids, entities)
         # Not named above, since `Trainer` takes every name with "label" in it for a column of the
         # data.
-        targets = kwargs.pop("shift_labels", None)
+        targets, fused = kwargs.pop("shift_labels", None), kwargs.pop("fused_lm_head", False)
+        shifted = targets is not None
         if targets is None and labels is not None:
             targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         named = {"position_ids": position_ids, "use_cache": use_cache, CACHE: cache}
         kwargs |= {name: value for name, value in named.items() if value is not None}
         outputs = self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         hidden = outputs.last_hidden_state.to(self.device)  # (batch, length, hidden)
+        if fused:
+            kept = slice(None) if shifted else slice(-1)
+            return self._log_probs(
+                hidden[:, kept],
+                targets[:, kept],
+                context,
+                num_items_in_batch,
+                self.fused_temperature,
+            )
         loss, losses, logits = None, None, None
         if targets is not None:
             loss, losses = self._loss(hidden, targets, context, entities, num_items_in_batch)
