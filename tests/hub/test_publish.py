@@ -6,74 +6,22 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from recipes.config import RerankerOptions, TTDSArguments
+from recipes.config import TTDSArguments
 from recipes.data.tables import write_data
-from recipes.evaluation import report
-from recipes.evaluation.report import LM_ONLY
-from recipes.hub.card import CITATION, card, data_facts, shown_name
 from recipes.hub.files import PublishError, model_files
 from recipes.hub.publishing import take_over_push
-from recipes.ranking import reranker
 from recipes.tuning.arguments import TTDSTrainingArguments
 from tests.conftest import ROOT, altered
+from tests.hub.conftest import LITTER
 from tests.hub_server import READ_ONLY, TOKEN, HubServer
-
-LITTER = {
-    "checkpoint-10/model.safetensors": b"a checkpoint",
-    "checkpoint-10/optimizer.pt": b"\x80\x04pickle",
-    "training_args.bin": b"\x80\x04pickle",
-    "pytorch_model.bin": b"\x80\x04pickle",
-    "user_sids.safetensors": b"user-00000",
-    "interactions.parquet": b"user-00000",
-    "trainer_state.json": b"{}",
-    ".env": f"HF_TOKEN={TOKEN}".encode(),
-    "README.md": b"This model is a fine-tuned version of [None](https://hf.co/None).",
-}
-
-
-@pytest.fixture(scope="module")
-def folder(built, split, shop, options, tmp_path_factory):
-    """What a run leaves: a model with a re-ranker, metrics, lists by user id, and litter."""
-    folder = tmp_path_factory.mktemp("run") / "model"
-    built.save_pretrained(folder)
-    built.tokenizer.save_pretrained(folder)
-    model = TTDSForCausalLM.from_pretrained(folder).eval()
-    rows, lists = reranker.join(
-        model, split, RerankerOptions(min_pair_users=2), num_beams=20, seed=0
-    )
-    rows["test"][LM_ONLY]["unique_sids"] = report.unique_sids(model)
-    rows["test"] |= report.baseline_rows(split, "test", shop)
-    model.save_pretrained(folder)
-    facts = {
-        "dataset": "toyshop",
-        "data": data_facts(None, shop.data),
-        "data_sha256": shop.data.sha256,
-        "backbone": None,
-        "seed": 0,
-        "options": options.flat() | {"cache_dir": str(folder / "cache"), "min_pair_users": 2},
-        "towers": {},
-        "hardware": report.hardware(),
-        "seconds": 12.3,
-    }
-    report.write_json(folder / "metrics.json", facts | rows)
-    for row, found in lists.items():
-        report.write_run(
-            report.lists_folder(folder) / report.run_file(row, lists), split, "test", found
-        )
-    for name, content in LITTER.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
 
 
 @pytest.fixture
@@ -364,103 +312,6 @@ def test_space_that_broke_is_completed_and_a_private_one_is_told_of_its_token(
     assert [len(repo.commits) for repo in server.repos.values()] == [2, 2]
     printed = publish(folder, "--space", "org/hidden", "--private", repo_id="org/secret")
     assert "add a secret HF_TOKEN, a token that may read org/secret" in printed
-
-
-# The card
-
-
-def test_card_reports_what_was_measured_and_nothing_else(folder):
-    metrics = json.loads((folder / "metrics.json").read_text())
-    text = model_files(folder, "org/name")["README.md"].decode()
-    parsed = ModelCard(text)
-    row = metrics["test"]["TTDS"]
-    found = {result.metric_name: result.metric_value for result in parsed.data.eval_results}
-    assert (
-        found == {name: round(row[name], 4) for name in found}
-        and {"NDCG@10", "HR@10"} <= found.keys()
-    )
-    assert parsed.data.model_name == "name" and parsed.data.library_name == "transformers"
-    assert parsed.data.license == "apache-2.0" and parsed.data.datasets is None
-    assert parsed.data.pipeline_tag == "text-generation" and parsed.data.language == "en"
-    assert "HR@10, rare" in text and "cold" not in text.replace("benchmarks.cold_start", "").lower()
-    assert f"{metrics['test']['TTDS']['cold_HR@10']:.4f} for them" in text
-    assert "0.2 minutes in all" in text and "## When not to use it" in text
-    assert "training.png" not in text, "no picture lies there"
-    for name, row in metrics["test"].items():
-        assert re.search(rf"^\| {re.escape(name)} \| {row['HR@5']:.4f} \|", text, re.M)
-    measured = {f"{v:.4f}" for row in metrics["test"].values() for v in row.values()}
-    assert set(re.findall(r"\b0\.\d{4}\b", text)) <= measured
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (transformers,) = (line for line in project["dependencies"] if line.startswith("transformers"))
-    assert f'pip install "{transformers}" torch safetensors' in text
-    assert "2409.09253" in text and "org/name" in text and metrics["hardware"] in text
-    assert not re.search(r"\btrl\b|fine-tuned version|None|nan", text, re.I)
-
-
-def test_card_tells_new_items_from_rare_ones(folder):
-    config = json.loads((folder / "config.json").read_text())
-    metrics = json.loads((folder / "metrics.json").read_text())
-    row = metrics["test"]["TTDS"]
-    row |= {"new_users": 3, "new_HR@10": 0.3141, "cold_users": 1234, "cold_HR@10": 0.2468}
-    text = card("org/name", config, metrics)
-    assert "0.3141" not in text and "was not measured" in text, "three users say nothing"
-    assert "1,234 users chose an item that training had seen at most 5 times" in text
-    text = card("org/name", config, metrics | {"test": {"TTDS": row | {"new_users": 300}}})
-    assert "300 users chose an item that nobody had chosen before; HR@10 is 0.3141" in text
-    assert "was not measured" not in text and "0.2468 for them" in text
-
-
-def test_card_names_the_encoder_that_new_items_need(folder):
-    config = json.loads((folder / "config.json").read_text())
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert "Text embeddings: a table" in card("org/name", config, metrics)
-    text = card("org/name", config | {"text_encoder": "them/encoder"}, metrics)
-    assert "Text embeddings: by `them/encoder`" in text
-
-
-def test_card_of_other_peoples_data_claims_no_licence(folder):
-    config = json.loads((folder / "config.json").read_text())
-    metrics = json.loads((folder / "metrics.json").read_text())
-    metrics |= {"dataset": "/home/me/mine", "data": {"on_hub": False, "license": None}}
-    metrics["options"]["dataset_name"] = "/home/me/mine"
-    text = card("org/name", config, metrics)
-    assert "license" not in ModelCard(text).data.to_dict() and "ask its owners" in text
-    assert "`mine`" in text and "/home/me" not in text
-    metrics |= {"dataset": "them/data", "data": {"on_hub": True, "license": "cc-by-4.0"}}
-    parsed = ModelCard(card("org/name", config, metrics | {"backbone": "them/model"}))
-    assert parsed.data.datasets == ["them/data"] and parsed.data.base_model == "them/model"
-    own = ModelCard(card("org/name", config, metrics | {"backbone": shown_name(str(folder))}))
-    assert own.data.base_model is None and "tuned from `model`" in own.text
-    assert "`cc-by-4.0`" in parsed.text and "tuned from `them/model`" in parsed.text
-    text = card("org/name", config, metrics | {"dataset": "toyshop"})
-    assert "license" not in ModelCard(text).data.to_dict() and "No real person" not in text
-    least = {
-        "dataset": "toyshop",
-        "validation": {"TTDS, language model only": metrics["test"]["TTDS"]},
-    }
-    text = card("org/name", config | {"has_reranker": False}, least)
-    assert "Validation split" in text and "None" not in text and "re-ranker join" not in text
-
-
-def test_card_and_citation_file_name_the_same_paper():
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert cited["version"] == project["version"]
-    paper = cited["preferred-citation"]
-    bibtex = " ".join(CITATION.split())
-    names = [f"{who['given-names']} {who['family-names']}" for who in paper["authors"]]
-    assert f"author = {{{' and '.join(names)}}}" in bibtex
-    assert f"title = {{{paper['title']}}}" in bibtex and f"{{{paper['year']}}}" in bibtex
-    assert paper["identifiers"][0]["value"].removeprefix("arXiv:") in bibtex
-
-
-def test_licence_is_read_from_the_data_sets_own_card(shop, tmp_path):
-    assert data_facts(str(tmp_path), shop.data)["license"] is None
-    (tmp_path / "README.md").write_text("---\nlicense: cc0-1.0\nlanguage: [de, en]\n---\n")
-    facts = data_facts(str(tmp_path), shop.data)
-    assert facts["license"] == "cc0-1.0" and not facts["on_hub"]
-    assert facts["language"] == ["de", "en"]
-    assert facts["users"] == 150 and facts["interactions"] == sum(map(len, shop.data.histories))
 
 
 # Loading
