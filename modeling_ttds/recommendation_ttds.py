@@ -19,7 +19,7 @@ from .text_ttds import query_words
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
 
-NUM_CANDIDATES = 100
+NUM_CANDIDATES = 200
 NEVER = -1e4  # logit of what pads
 
 

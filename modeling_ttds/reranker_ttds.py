@@ -125,7 +125,7 @@ class TTDSRecall:
         self.transition = self.found.rows_of(transition[:, None])[..., 0]
         self.total = self.transition.sum(1, keepdim=True) + self._rarely(self._popularity())
         self.nearest, self.log_total = nearest_texts(
-            self.query, item_text, allowed, 2 * self.number, table
+            self.query, item_text, allowed, self.number, table
         )
 
     def _popularity(self) -> Tensor:
@@ -169,7 +169,7 @@ class TTDSRecall:
         They are sought among the best neighbours of the history, the nearest texts and the most
         popular items.
         """
-        width = min(2 * self.number, self.transition.shape[1])
+        width = min(self.number, self.transition.shape[1])
         best = self.transition.topk(width, dim=1).indices
         sought = [self.found.items.gather(1, best), self.nearest]
         popular = self.memory.popular(self.number + self.allowed.places.shape[1])

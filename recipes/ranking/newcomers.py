@@ -8,7 +8,7 @@ from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.trie_ttds import TTDSTrie
 
 NEW_SHARE = 0.2  # of the items; priors and re-ranker are fitted with a view of them as new
-MOST_USERS = 2048  # users that the view is made for
+MOST_USERS = 4096  # users that the view is made for
 
 
 @torch.no_grad()
