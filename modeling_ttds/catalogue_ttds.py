@@ -25,7 +25,7 @@ from .trie_ttds import TTDSTrie
 
 LIKENESS = 0.05  # temperature of the likeness of texts that a new item is placed by
 SURENESS = 0.6  # how far its embedding is stretched, 1 is to unit length
-MOST_LIKES, MOST_PAIRS, CHUNK = 2**16, 2**28, 512  # known items looked at, products, at once
+MOST_LIKES, MOST_PAIRS, CHUNK = 2**16, 2**27, 512  # known items looked at, products, at once
 CATALOGUE_FILE = "catalogue.jsonl"
 FIELDS = ("item_id", "title", "brand", "categories")  # what the catalogue keeps of an item
 
@@ -228,10 +228,13 @@ class TTDSCatalogueMixin:
             text: Text embeddings, (num_new, text_dim).
             known: Rows of the items to learn from; by default all that have an embedding.
         """
-        if known is None:
-            known = self.item_collaborative.any(1).nonzero()[:, 0]
-        # What is learnt from a hundred thousand items is learnt from every so-manieth of a million.
+        # What is learnt from ten thousands of items is learnt from every so-manieth of a million.
         most = max(1, min(MOST_LIKES, MOST_PAIRS // max(len(text), 1)))
+        if known is None:
+            step = -(-len(self.item_collaborative) // most) or 1
+            known = self.item_collaborative[::step].any(1).nonzero()[:, 0] * step
+            if not len(known):
+                known = self.item_collaborative.any(1).nonzero()[:, 0]
         known = known[:: -(-len(known) // most) or 1]
         means = self.item_collaborative.new_zeros(len(text), self.item_collaborative.shape[1])
         if not len(known):
