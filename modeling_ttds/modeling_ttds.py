@@ -316,7 +316,8 @@ class TTDSForCausalLM(
                 to the trunk.
 
         Raises:
-            ValueError: There are neither ids nor embeddings, or both.
+            ValueError: There are neither ids nor embeddings, or both, or no labels where numbers per
+                label are asked for.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
@@ -346,6 +347,10 @@ class TTDSForCausalLM(
         outputs = self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         hidden = outputs.last_hidden_state.to(self.device)  # (batch, length, hidden)
         if fused:
+            if targets is None:
+                raise ValueError(
+                    "`fused_lm_head` is true without `labels`; give those it is about."
+                )
             kept = slice(None) if shifted else slice(-1)
             return self._log_probs(
                 hidden[:, kept],

@@ -98,6 +98,8 @@ def test_a_batch_without_labels_has_a_gradient_of_zero():
 
 def test_another_head_is_refused():
     model = make_model()
+    with pytest.raises(ValueError, match="`fused_lm_head` is true without `labels`"):
+        model(input_ids=torch.tensor([spelt(3)]), fused_lm_head=True)
 
     def forward(self, input_ids):
         return self.get_output_embeddings()(self.model(input_ids).last_hidden_state)
