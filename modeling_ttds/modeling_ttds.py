@@ -316,8 +316,8 @@ class TTDSForCausalLM(
                 to the trunk.
 
         Raises:
-            ValueError: There are neither ids nor embeddings, or both, or no labels where numbers per
-                label are asked for.
+            ValueError: There are neither ids nor embeddings, or both, or there are no labels for
+                `fused_lm_head`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
@@ -348,9 +348,7 @@ class TTDSForCausalLM(
         hidden = outputs.last_hidden_state.to(self.device)  # (batch, length, hidden)
         if fused:
             if targets is None:
-                raise ValueError(
-                    "`fused_lm_head` is true without `labels`; give those it is about."
-                )
+                raise ValueError("`fused_lm_head` is true without `labels`; give them.")
             kept = slice(None) if shifted else slice(-1)
             return self._log_probs(
                 hidden[:, kept],
