@@ -15,7 +15,6 @@ from .lock_ttds import reading
 from .nearest_ttds import nearest_texts
 from .nodes_ttds import TTDSNodeTable
 from .recommendation_ttds import (
-    NUM_CANDIDATES,
     TTDSRecommendation,
     best_first,
     best_pairs,
@@ -211,7 +210,7 @@ class TTDSQuestionsMixin:
             raise ValueError("The model has no re-ranker; train one with --reranker true.")
         seen = histories if self.config.exclude_seen else [[]] * len(histories)
         candidates = TTDSCandidates(self.trie, allowed, pad_rows(seen, None, self.device))
-        recall = self.recall(histories, candidates, max(NUM_CANDIDATES, top_k))
+        recall = self.recall(histories, candidates, max(self.num_candidates, top_k))
         items = recall.candidates()
         features = recall.features(items.clamp_min(0), None)
         model = [FEATURES.index(name) for name in MODEL_FEATURES]

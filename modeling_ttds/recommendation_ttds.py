@@ -19,7 +19,7 @@ from .text_ttds import query_words
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
 
-NUM_CANDIDATES = 200
+LARGE = 5_000  # items of a catalogue from which more candidates are worth their time
 NEVER = -1e4  # logit of what pads
 
 
@@ -255,7 +255,7 @@ class TTDSRecommendationMixin:
                 priors = None
                 if memory and queries is None:
                     priors = self.priors(shown, excluded)
-                prefix, number = TTDSPrefix(self, *prompts), max(NUM_CANDIDATES, top_k)
+                prefix, number = TTDSPrefix(self, *prompts), max(self.num_candidates, top_k)
                 if queries is not None:
                     asked = [queries[u] for u in users]
                     items, scores = self._by_text(asked, prefix, candidates, num_beams, number)
@@ -311,6 +311,11 @@ class TTDSRecommendationMixin:
             number,
         )
 
+    @property
+    def num_candidates(self) -> int:
+        """How many candidates co-occurrence memory and texts propose."""
+        return 100 if len(self.item_sids) < LARGE else 200
+
     def reranker_features(
         self,
         histories: Sequence[Sequence[int]],
@@ -318,7 +323,7 @@ class TTDSRecommendationMixin:
         allowed: TTDSCandidates,
         num_beams: int,
         priors: TTDSPriors | None,
-        number: int = NUM_CANDIDATES,
+        number: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the candidates of the re-ranker and their features.
 
@@ -331,13 +336,14 @@ class TTDSRecommendationMixin:
             allowed: What may appear.
             num_beams: As of `search`.
             priors: As of `search`.
-            number: How many candidates co-occurrence memory and texts propose.
+            number: How many candidates co-occurrence memory and texts propose; `num_candidates` by
+                default.
 
         Returns:
             Item rows, padded with -1, (batch, num_candidates), features, (batch, num_candidates,
             num_features), and the beams alone, padded with -1, (batch, num_found).
         """
-        recall = self.recall(histories, allowed, number)
+        recall = self.recall(histories, allowed, number or self.num_candidates)
         proposed = recall.candidates()
         found = search(self, prefix, allowed, num_beams, priors, proposed.clamp_min(0))
         items = _with_beams(proposed, found.items)

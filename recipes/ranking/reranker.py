@@ -13,7 +13,7 @@ from modeling_ttds import reranker_ttds
 from modeling_ttds.generation_ttds import TTDSPrefix, search
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.priors_ttds import TTDSPriorHead
-from modeling_ttds.recommendation_ttds import NUM_CANDIDATES, pad_rows
+from modeling_ttds.recommendation_ttds import pad_rows
 from modeling_ttds.reranker_ttds import FEATURES, MODEL_FEATURES, TTDSReranker
 from modeling_ttds.trie_ttds import TTDSCandidates
 from recipes.config import LEAST_USERS, RerankerOptions
@@ -262,19 +262,20 @@ def ranked(reranker: TTDSReranker, users: RankedUsers) -> Tensor:
     return users.items.gather(1, scores.argsort(dim=1, descending=True, stable=True)[:, :20]).cpu()
 
 
-def without_model(users: RankedUsers) -> RankedUsers:
+def without_model(users: RankedUsers, num_beams: int) -> RankedUsers:
     """Return users as they are where there is no language model.
 
     Args:
         users: Users; what co-occurrence memory and texts propose comes before the beams.
+        num_beams: Width of the beams.
     """
-    features = users.features[:, :NUM_CANDIDATES].clone()
+    features = users.features[:, :-num_beams].clone()
     features[..., [FEATURES.index(name) for name in MODEL_FEATURES]] = 0
-    items = users.items[:, :NUM_CANDIDATES]
+    items = users.items[:, :-num_beams]
     return RankedUsers(items, features, users.target.where(users.target < items.shape[1], -1))
 
 
-def with_model(users: RankedUsers) -> RankedUsers:
+def with_model(users: RankedUsers, num_beams: int) -> RankedUsers:
     """Return users as they are. Arguments as of `without_model`."""
     return users
 
@@ -414,13 +415,13 @@ def join(
         users = validation[0]
         recall = (users.target >= 0).float().mean().item()
         for row, view in VIEWS.items():
-            seen = [each and view(each) for each in (users, new)]
+            seen = [each and view(each, num_beams) for each in (users, new)]
             fit = {"cold_item_dropout": rate, "seed": seed, "folder": folder}
             fit |= {"name": f"fit {row}"}
             if row == TTDS:
                 lists["validation"][row] = cross_fit(*seen, **fit)
             reranker = fit_reranker(*seen, **fit)
-            lists["test"][row] = ranked(reranker, view(test[0]))
+            lists["test"][row] = ranked(reranker, view(test[0], num_beams))
         model.set_reranker(model.cooccurrence, reranker.to(model.device))
     named = {which: {row: _rows(found) for row, found in rows.items()}
              for which, rows in lists.items()}  # fmt: skip

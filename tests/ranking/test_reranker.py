@@ -163,7 +163,7 @@ def test_gate_learns_a_planted_signal_and_not_from_others():
     lists = cross_fit(users, num_folds=4, num_epochs=20, batch_size=40)
     assert (lists[:, 0] == target).float().mean() > 0.9
     assert (lists[:, 4] >= 0).all() and (lists[:, 5:] == -1).all()
-    blind = cross_fit(without_model(users), num_epochs=20, batch_size=40)
+    blind = cross_fit(without_model(users, 1), num_epochs=20, batch_size=40)
     assert (blind[:, 0] == target).float().mean() < 0.4
 
 
