@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from recipes.config import TTDSArguments
 from recipes.data.split import split_data
@@ -25,6 +26,9 @@ from recipes.tuning import build
 from recipes.tuning.examples import UserStates
 
 torch.set_num_threads(1)
+# A machine that others use may be slow for a while: that is no fault of the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SMALL = """

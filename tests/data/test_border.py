@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from recipes.data.split import split_data
 from recipes.data.tables import read_data
 
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=40)
 TEXTS = st.text(max_size=8) | st.sampled_from(["None", "NA", "nan", "1E10", "007", "12.0", " ", ""])
 WHOLE = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats() | st.sampled_from([1.0, 12.0, 2.0**53, -0.0, math.inf])

@@ -75,9 +75,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES)
 @pytest.mark.filterwarnings("ignore:Item")
 def test_save_and_load_keep_everything_after_any_changes(origin, tmp_path, changes):
