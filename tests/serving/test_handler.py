@@ -7,7 +7,8 @@ import pytest
 
 from recipes.hub.files import model_files
 from recipes.serving.handler import answers, checked
-from tests.hub.test_publish import environment, folder, server  # noqa: F401, fixtures
+from tests.hub.conftest import folder  # noqa: F401, a fixture
+from tests.hub.test_publish import environment, server  # noqa: F401, fixtures
 from tests.hub_server import Repo
 
 # What the service does: download the repository, load the one file by its path, call it.
