@@ -233,7 +233,7 @@ class TTDSCatalogueMixin:
         if known is None:
             step = -(-len(self.item_collaborative) // most) or 1
             known = self.item_collaborative[::step].any(1).nonzero()[:, 0] * step
-            if not len(known):
+            if step > 1 and 2 * len(known) < most:  # few have an embedding: look at all
                 known = self.item_collaborative.any(1).nonzero()[:, 0]
         known = known[:: -(-len(known) // most) or 1]
         means = self.item_collaborative.new_zeros(len(text), self.item_collaborative.shape[1])

@@ -204,16 +204,15 @@ class TTDSForCausalLM(
     def __setattr__(self, name: str, value: object) -> None:
         # Trainers of TRL give a model a `forward` of theirs, which multiplies the trunk's states by
         # the head: node logits would be missing. Ours answers their question itself.
-        function = getattr(value, "__func__", None)
-        if name == "forward" and "get_output_embeddings" in getattr(
-            getattr(function, "__code__", None), "co_names", ()
-        ):
-            settings = inspect.getclosurevars(function).nonlocals
-            if "fused_lm_head" not in function.__code__.co_varnames:
+        function = getattr(value, "__func__", None) if name == "forward" else None
+        code = getattr(function, "__code__", None)
+        if code is not None and "get_output_embeddings" in code.co_names:
+            if "fused_lm_head" not in code.co_varnames:
                 raise ValueError(
                     f"`forward` is replaced by `{function.__qualname__}`, which reads the head by "
                     "itself and so misses node logits; train by `TTDSTrainer` or `Trainer`."
                 )
+            settings = inspect.getclosurevars(function).nonlocals
             self.fused_temperature = settings["temperature"]
             return
         super().__setattr__(name, value)

@@ -323,7 +323,7 @@ class TTDSRecommendationMixin:
         allowed: TTDSCandidates,
         num_beams: int,
         priors: TTDSPriors | None,
-        number: int | None = None,
+        number: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the candidates of the re-ranker and their features.
 
@@ -336,14 +336,13 @@ class TTDSRecommendationMixin:
             allowed: What may appear.
             num_beams: As of `search`.
             priors: As of `search`.
-            number: How many candidates co-occurrence memory and texts propose; `num_candidates` by
-                default.
+            number: How many candidates co-occurrence memory and texts propose.
 
         Returns:
             Item rows, padded with -1, (batch, num_candidates), features, (batch, num_candidates,
             num_features), and the beams alone, padded with -1, (batch, num_found).
         """
-        recall = self.recall(histories, allowed, number or self.num_candidates)
+        recall = self.recall(histories, allowed, number)
         proposed = recall.candidates()
         found = search(self, prefix, allowed, num_beams, priors, proposed.clamp_min(0))
         items = _with_beams(proposed, found.items)

@@ -128,7 +128,9 @@ def reranker_data(
         priors = model.priors(shown, excluded)
         beams = {LM_ONLY: search(model, prefix, candidates, num_beams).items} if alone else {}
         if rerank:
-            found = model.reranker_features(shown, prefix, candidates, num_beams, priors)
+            found = model.reranker_features(
+                shown, prefix, candidates, num_beams, priors, model.num_candidates
+            )
             beams[GENERATED] = found[2]
             # As many columns in every batch: the beams are the last ones.
             width = found[0].shape[1] - found[2].shape[1] + num_beams
