@@ -111,10 +111,9 @@ def test_another_head_is_refused():
 @pytest.fixture
 def text(model):
     """Return a function that writes an item as its SID tokens."""
-    tower = model.config.item_tower
-    first = model.config.sid_token_start + torch.arange(tower.num_levels) * tower.num_codes
+    tokenizer = model.tokenizer
     return lambda row: "".join(
-        model.tokenizer.convert_ids_to_tokens((first + model.item_sids[row]).tolist())
+        tokenizer.convert_ids_to_tokens(tokenizer.encode_items([model.catalogue[row]["item_id"]]))
     )
 
 
