@@ -2,9 +2,10 @@
 
 python -m benchmarks.ablation --dataset_name FOLDER
 
-A row's YAML holds what differs from recipes/experiments/scientific/sft.yaml; epochs are fewer, so
-that a run takes minutes. A run whose result is there is
-passed over, so the command resumes. What follows is handed to the recipe.
+A row's YAML holds what differs from recipes/experiments/scientific/sft.yaml, and under `without`
+the parts that `benchmarks.without` switches off. No re-ranker is fitted, so that a run takes
+minutes. A run whose result is there is passed over, so the command resumes. What follows is handed
+to the recipe.
 """
 
 import argparse
@@ -37,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 BASE = ROOT / "recipes" / "experiments" / "scientific" / "sft.yaml"
 ROWS = ROOT / "recipes" / "experiments" / "scientific" / "ablation"
-SHORT = {"num_train_epochs": 10, "reranker": False}
+ALONE = {"memory": False, "reranker": False}
 
 
 def run(row: Path, seed: int, threads: int, recipe: list[str]) -> None:
@@ -54,12 +55,14 @@ def run(row: Path, seed: int, threads: int, recipe: list[str]) -> None:
         return
     output = ROOT / "outputs" / name
     output.parent.mkdir(exist_ok=True)
-    settings = yaml.safe_load(BASE.read_text()) | SHORT | yaml.safe_load(row.read_text())
+    settings = yaml.safe_load(BASE.read_text()) | ALONE | yaml.safe_load(row.read_text())
+    without = settings.pop("without", [])
     merged = output.with_suffix(".yaml")
     merged.write_text(yaml.safe_dump(settings | {"seed": seed}))
     begun = time.perf_counter()
+    tune = ["-m", "benchmarks.without", *without] if without else ["recipes/sft.py"]
     command = [
-        sys.executable, "recipes/sft.py", "--config", str(merged), "--output_dir", str(output),
+        sys.executable, *tune, "--config", str(merged), "--output_dir", str(output),
         "--overwrite_output_dir", "true", "--disable_tqdm", "true", "--save_total_limit", "1",
         *recipe,
     ]  # fmt: skip
@@ -74,6 +77,7 @@ def run(row: Path, seed: int, threads: int, recipe: list[str]) -> None:
         "dataset": "scientific",
         "method": f"ablation: {row.stem}",
         "threads": threads,
+        "without": without,
         "config": metrics["options"],
         "data_sha256": metrics["data_sha256"],
         "tuning": metrics["tuning"],
