@@ -239,11 +239,12 @@ class TTDSCatalogueMixin:
         means = self.item_collaborative.new_zeros(len(text), self.item_collaborative.shape[1])
         if not len(known):
             return means
-        others = self.item_text[known]  # of unit length
+        others = F.embedding(known, self.item_text)  # of unit length
+        embeddings = F.embedding(known, self.item_collaborative)
         for rows in torch.arange(len(text), device=text.device).split(CHUNK):
             cosines = F.normalize(text[rows], dim=-1) @ others.T
             weights = (cosines / LIKENESS).softmax(1).to(means.dtype)
-            means[rows] = weights @ self.item_collaborative[known]
+            means[rows] = weights @ embeddings
         length = means.norm(dim=1, keepdim=True).clamp_min(1e-6)
         return means / length**SURENESS * text.any(1, keepdim=True)
 

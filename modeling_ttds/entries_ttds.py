@@ -97,15 +97,20 @@ class TTDSLabels:
 
     def __getitem__(self, items: Tensor) -> Tensor:
         rows = items.cpu()
-        for row in rows[self.table[rows, 0] == UNREAD].unique().tolist():
-            entry, numbers = self.entries[row], []
-            for column, name in enumerate(("brand", "categories")):
-                value = entry.get(name, "")
-                # No other value has that number, whichever threads ask at once.
-                number = self.numbers.setdefault((name, value), 2 * row + column)
-                numbers.append(number if value else -1)
-            self.table[row] = torch.tensor(numbers, dtype=torch.int)
+        unread = rows[self.table[rows, 0] == UNREAD].unique()
+        if len(unread):
+            numbers = [self._numbers(row) for row in unread.tolist()]
+            self.table[unread] = torch.tensor(numbers, dtype=torch.int)
         return self.table[rows].to(items.device)
+
+    def _numbers(self, row: int) -> list[int]:
+        entry, numbers = self.entries[row], []
+        for column, name in enumerate(("brand", "categories")):
+            value = entry.get(name, "")
+            # No other value has that number, whichever threads ask at once.
+            number = self.numbers.setdefault((name, value), 2 * row + column)
+            numbers.append(number if value else -1)
+        return numbers
 
     def extended(self, entries: TTDSEntries) -> "TTDSLabels":
         """Return the labels of these entries and more.

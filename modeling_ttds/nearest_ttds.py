@@ -102,7 +102,7 @@ def _down_the_trie(
         mine = nodes[users == user]
         items = trie.order[spread(first[mine], first[mine + 1] - first[mine])[1]]
         items = items[candidates.may_appear(items, torch.full_like(items, user))]
-        scores = item_text[items] @ query[user]
+        scores = F.embedding(items, item_text) @ query[user]
         best = items[scores.topk(min(number, len(items))).indices]
         found.append(F.pad(best, (0, number - len(best)), value=-1))
         totals.append(scores.logsumexp(0))

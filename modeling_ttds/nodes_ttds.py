@@ -18,8 +18,9 @@ PROFILE_DECAYS = (0.9, 0.6, 0.0)
 SMALL = 32
 DENSE = 65536  # up to so many nodes of a depth, every one has a row of the table
 CHUNK, NODES = 16384, 4096  # items and nodes summed at once
-# What a step of `pair_scores` costs beside its products, as pairs that a product could score.
-STEP = {"cpu": 4096, "cuda": 524288}
+# A product for each range of nodes pays where its queries ask for so many pairs; below that, so
+# many pairs at once, few enough for a processor's cache.
+PAIRS, STEP = {"cpu": 32, "cuda": 8192}, {"cpu": 512, "cuda": 65536}
 PROFILE_SCALE = 5.0  # weight of the plain cosine similarity that the profiles start from
 
 
@@ -165,6 +166,23 @@ class TTDSNodeTable:
         """
         return item_vectors(self.embeddings, self.projection, items)
 
+    def rows_from(self, first: int, count: int, depth: int) -> tuple[Tensor, Tensor | None]:
+        """Return mean and variance of what lies below neighbouring nodes, as `rows` does.
+
+        Args:
+            first: The first of them.
+            count: How many.
+            depth: Their depth.
+        """
+        if self.places[depth] is not None:
+            nodes = torch.arange(first, first + count, device=self.places[depth].device)
+            return self.rows(nodes, depth)
+        mean, variance = (
+            None if part[depth] is None else part[depth][first : first + count].float()
+            for part in (self.centroids, self.variances)
+        )
+        return mean, variance
+
     def rows(self, nodes: Tensor, depth: int) -> tuple[Tensor, Tensor | None]:
         """Return mean and variance of what lies below nodes, both (num_nodes, dim) in float32.
 
@@ -174,16 +192,16 @@ class TTDSNodeTable:
         """
         centroids, variances = self.centroids[depth], self.variances[depth]
         if self.places[depth] is None:
-            variance = None if variances is None else variances[nodes].float()
-            return centroids[nodes].float(), variance
+            variance = None if variances is None else F.embedding(nodes, variances).float()
+            return F.embedding(nodes, centroids).float(), variance
         places = self.places[depth][nodes]
         mean = self.vectors((-1 - places).clamp_min(0))
         several = (places >= 0).nonzero()[:, 0]
-        mean[several] = centroids[places[several]].float()
+        mean[several] = F.embedding(places[several], centroids).float()
         if variances is None:
             return mean, None
         variance = torch.zeros_like(mean)
-        variance[several] = variances[places[several]].float()
+        variance[several] = F.embedding(places[several], variances).float()
         return mean, variance
 
 
@@ -195,7 +213,8 @@ def item_vectors(embeddings: tuple[Tensor, Tensor], projection: Tensor, items: T
         projection: From both to vectors, empty where both are taken whole.
         items: Item rows, (...).
     """
-    whole = torch.cat([table[items] for table in embeddings], -1).float()
+    # `embedding` copies rows in half the time that an index takes.
+    whole = torch.cat([F.embedding(items, table) for table in embeddings], -1).float()
     return whole @ projection.float() if projection.numel() else whole
 
 
@@ -390,8 +409,8 @@ def pair_scores(
 ) -> Tensor:
     """Return log n + q m + q^2 v / 2 of ranges of nodes, one range per query, end to end.
 
-    Queries of the same or of near ranges go together: one product scores them all, and no node's
-    row is taken once per query.
+    Queries of the same range go together: one product scores them all. Ranges too small for that
+    are scored pair by pair.
 
     Args:
         query: Queries q, (num_queries, dim).
@@ -404,29 +423,48 @@ def pair_scores(
         Scores, (count.sum(),).
     """
     query = query.to(torch.promote_types(query.dtype, torch.float32))
-    begins = count.cumsum(0) - count
+    owner, nodes = spread(first, count)
     firsts, order = first.sort()
-    ranges, which, times = firsts.unique_consecutive(return_inverse=True, return_counts=True)
-    sizes = torch.zeros_like(ranges).scatter_(0, which, count[order])
-    # So many ranges at once that steps and products that nobody asked for cost the same.
-    shared = len(query) / max(len(ranges), 1) * sizes.float().mean().item()
-    together = max(1, int((STEP.get(query.device.type, STEP["cuda"]) / max(shared, 1)) ** 0.5))
-    scores = query.new_empty(int(count.sum()))
-    steps = zip(
-        order.split([part.sum().item() for part in times.split(together)]),
-        ranges.split(together),
-        sizes.split(together),
-        times.split(together),
-        strict=True,
-    )
-    for queries, starts, lengths, often in steps:
-        _, nodes = spread(starts, lengths)
-        block = _scores(query[queries], *table.rows(nodes, depth))
-        block = block + table.log_counts[depth][nodes]
-        offsets = torch.repeat_interleave(lengths.cumsum(0) - lengths, often)
-        row, column = spread(offsets, count[queries])
-        _, place = spread(begins[queries], count[queries])
-        scores[place] = block[row, column]
+    ranges, times = firsts.unique_consecutive(return_counts=True)
+    enough, step = (kind.get(query.device.type, kind["cuda"]) for kind in (PAIRS, STEP))
+    if len(nodes) <= enough * len(ranges):
+        parts = [
+            _pairs(query, queries, below, depth, table)
+            for queries, below in zip(owner.split(step), nodes.split(step), strict=True)
+        ]
+        scores = torch.cat(parts)
+    else:
+        sizes = count[order[times.cumsum(0) - times]]
+        products = [
+            _scores(queries, *table.rows_from(start, size, depth)).flatten()
+            for queries, start, size in zip(
+                query[order].split(times.tolist()), ranges.tolist(), sizes.tolist(), strict=True
+            )
+        ]
+        begins = torch.empty_like(count)
+        begins[order] = count[order].cumsum(0) - count[order]
+        scores = torch.cat(products)[spread(begins, count)[1]]
+    return scores + table.log_counts[depth][nodes]
+
+
+def _pairs(
+    query: Tensor, queries: Tensor, nodes: Tensor, depth: int, table: TTDSNodeTable
+) -> Tensor:
+    """Return q m + q^2 v / 2 of pairs of query and node, (num_pairs,)."""
+    query = query[queries]
+    if table.places[depth] is None:
+        return _paired(query, *table.rows(nodes, depth))
+    places = table.places[depth][nodes]
+    scores = _paired(query, table.vectors((-1 - places).clamp_min(0)))
+    several = (places >= 0).nonzero()[:, 0]  # few: the others have one item, and no variance
+    scores[several] = _paired(query[several], *table.rows(nodes[several], depth))
+    return scores
+
+
+def _paired(query: Tensor, mean: Tensor, variance: Tensor | None = None) -> Tensor:
+    scores = torch.linalg.vecdot(query, mean.to(query.dtype))
+    if variance is not None:
+        scores = scores + torch.linalg.vecdot(query.square(), variance.to(query.dtype)) / 2
     return scores
 
 

@@ -18,6 +18,7 @@ CACHE = (
     if "cache" in {field.name for field in fields(CausalLMOutputWithPast)}
     else "past_key_values"
 )
+AT_ONCE = 4096  # children whose activations fit a processor's cache: half the time of all at once
 
 
 class TTDSPrefix:
@@ -138,7 +139,9 @@ def child_log_probs(
     own, said = own[asked], said[asked]
     features = priors.of_pairs(said, below[asked], own, nodes[parents], rows, depth)
     both, place = log_probs.clone(), several.nonzero()[:, 0][asked]
-    both[place] = log_softmax(model.prior_head(features, depth), own, len(parents)).to(both.dtype)
+    parts = features.split(AT_ONCE if features.device.type == "cpu" else max(len(features), 1))
+    logits = torch.cat([model.prior_head(part, depth) for part in parts])
+    both[place] = log_softmax(logits, own, len(parents)).to(both.dtype)
     return owner, children, log_probs, both
 
 

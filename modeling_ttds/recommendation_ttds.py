@@ -362,7 +362,7 @@ class TTDSRecommendationMixin:
         # so that behind the last item that has the words come its like.
         query = self.embed_texts(queries) / TEXT_TEMPERATURE
         nearest, _ = nearest_texts(query, self.item_text, allowed, number, self.node_table)
-        texts = self.item_text[nearest.clamp_min(0)]
+        texts = F.embedding(nearest.clamp_min(0), self.item_text)
         likeness = torch.einsum("bcd,bd->bc", texts, query).masked_fill(nearest < 0, NEVER)
         found = torch.einsum("bc,bcd->bd", likeness.softmax(1), texts)
         query = query + F.normalize(found, dim=-1) / TEXT_TEMPERATURE
@@ -372,7 +372,7 @@ class TTDSRecommendationMixin:
         known = torch.tensor(self.knows_words(queries), device=items.device)
         items = items.masked_fill(~known[:, None], -1)
         log_probs = torch.cat([found.also, found.log_probs], 1)[..., -1]
-        texts = self.item_text[items.clamp_min(0)]
+        texts = F.embedding(items.clamp_min(0), self.item_text)
         return best_first(items, log_probs + torch.einsum("bcd,bd->bc", texts, query))
 
     def history_prompts(

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from .cooccurrence_ttds import TTDSCooccurrence, TTDSNeighbours
 from .entries_ttds import TTDSLabels
@@ -160,7 +161,7 @@ class TTDSRecall:
         Args:
             items: Item rows, (batch, num_candidates).
         """
-        similarity = torch.einsum("bcd,bd->bc", self.item_text[items], self.query)
+        similarity = torch.einsum("bcd,bd->bc", F.embedding(items, self.item_text), self.query)
         return (similarity - self.log_total[:, None]).exp() * self._may_appear(items)
 
     def candidates(self) -> Tensor:
@@ -197,7 +198,8 @@ class TTDSRecall:
         histories, last = self.histories, self.last.clamp_min(0)
         some = (self.last >= 0)[:, None]
         shown = histories[:, -SHOWN:]
-        text, collaborative = self.item_text[items], self.item_collaborative[items]
+        text = F.embedding(items, self.item_text)
+        collaborative = F.embedding(items, self.item_collaborative)
         real = histories >= 0
         length = real.sum(1, keepdim=True).float()
         _, late, recent, era = self.memory.items.unbind(1)

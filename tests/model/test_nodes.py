@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from modeling_ttds import nodes_ttds
 from modeling_ttds.configuration_ttds import placeholder_ids
-from modeling_ttds.nodes_ttds import PROFILE_DECAYS, PROFILE_SCALE, history_profiles
+from modeling_ttds.nodes_ttds import (
+    PROFILE_DECAYS,
+    PROFILE_SCALE,
+    TTDSNodeTable,
+    history_profiles,
+    pair_scores,
+)
 from modeling_ttds.trie_ttds import TTDSTrie
 
 LEVELS = 3
@@ -77,6 +84,39 @@ def test_the_expansion_is_near_the_log_of_the_sum(random):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("enough", [-1, 10**9], ids=["products", "pairs"])
+@pytest.mark.parametrize("dense", [0, 10**9], ids=["only item", "row a node"])
+@torch.no_grad()
+def test_ranges_of_children_are_scored_as_one_by_one(enough, dense, monkeypatch):
+    monkeypatch.setitem(nodes_ttds.PAIRS, "cpu", enough)
+    monkeypatch.setitem(nodes_ttds.STEP, "cpu", 7)
+    monkeypatch.setattr(nodes_ttds, "DENSE", dense)
+    draw = torch.Generator().manual_seed(3)
+    sids = torch.randint(0, 3, (60, LEVELS), generator=draw)  # some share a leaf
+    embeddings = (torch.randn(60, 5, generator=draw), torch.randn(60, 2, generator=draw))
+    trie = TTDSTrie.build(sids)
+    table = TTDSNodeTable.build(trie, embeddings, torch.empty(0, 0))
+    whole = torch.cat(embeddings, 1)
+    for depth in range(LEVELS):
+        parents = torch.arange(len(trie.codes[depth])).repeat(2)
+        parents = parents[torch.randperm(len(parents), generator=draw)]
+        first, count = trie.ranges(parents, depth)
+        query = torch.randn(len(parents), 7, generator=draw)
+        expected = []
+        for q, begin, length in zip(query, first.tolist(), count.tolist(), strict=True):
+            for child in range(begin, begin + length):
+                start, end = trie.first_item[depth + 1][child : child + 2].tolist()
+                below = whole[trie.order[start:end]]
+                score = math.log(len(below)) + q @ below.mean(0)
+                if depth + 1 < LEVELS:
+                    score = score + q.square() @ below.var(0, correction=0) / 2
+                expected.append(score)
+        scores = pair_scores(query, first, count, depth + 1, table)
+        assert torch.allclose(scores, torch.stack(expected), atol=2e-2)  # half precision
+    nothing = torch.empty(0, dtype=torch.long)
+    assert len(pair_scores(torch.empty(0, 7), nothing, nothing, 1, table)) == 0
+
+
 def test_a_history_may_be_placeholders_or_sid_tokens_and_starts_anew_in_a_packed_row(random):
     rows = [4, 9, 30]
     placeholders = torch.tensor(
