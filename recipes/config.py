@@ -216,7 +216,7 @@ class RerankerOptions(_Group):
     reranker: bool = _option(True, "Fit a re-ranker too.")
     min_pair_users: int = _option(1, "Least users behind a pair of items that the memory keeps.")
     cold_item_dropout: float = _option(
-        0.25,
+        0.75,
         "How often the fits of priors and re-ranker see a fifth of the items as if they were new.",
     )
 
