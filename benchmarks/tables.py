@@ -162,6 +162,25 @@ def ties_table(rows: list[dict]) -> str:
     return markdown(heads, lines)
 
 
+def timeline_table(rows: list[dict]) -> str:
+    """Return what all methods reach on a global timeline, new items apart."""
+    lines, users = [], []
+    for dataset in sorted({row["dataset"] for row in rows if "dataset" in row}):
+        methods = by_method(ranking_runs(rows, dataset, "timeline"))
+        for method, runs in methods:
+            names = ("HR@10", "NDCG@10", "new_HR@10")
+            lines.append([dataset, method, *(over_seeds(measured(runs, name)) for name in names)])
+        if methods:
+            test = methods[0][1][0]["test"]
+            users.append(
+                f"{dataset}: {test['users']:,} users, {test['new_users']:,} chose a new item"
+            )
+    if not lines:
+        return EMPTY
+    heads = ["data set", "", "HR@10", "NDCG@10", "HR@10, target is new"]
+    return f"{markdown(heads, lines)}\n\n{'; '.join(users)}."
+
+
 def compare_table(rows: list[dict]) -> str:
     """Return how far TTDS is above its re-ranker alone and the best baseline, by slice."""
     lines = []
@@ -433,6 +452,7 @@ def filled(text: str, rows: list[dict]) -> str:
         "sids": sids_table, "ranking": ranking_table, "ablation": ablation_table,
         "forms": form_table, "cold": cold_table, "decoding": decoding_table,
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
+        "timeline": timeline_table,
         "summary": summary_table, "cost": cost_table, "first minute": first_minute_output,
         "tasks": lambda rows: tasks_table(),
         "serving": serving_table, "update": update_table, "published": published_table,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import baseline, rescore, result
+from benchmarks import baseline, rescore, result, tables
 from tests.test_data_of_a_run import write
 from tests.test_timeline_run import later_items
 
@@ -56,6 +56,10 @@ def test_rows_of_a_timeline_stay_out_of_other_tables_and_can_be_rescored(measure
     rows = [json.loads(file.read_text()) for file in (measured / "results").iterdir()]
     assert result.ranking_runs(rows, "shop") == {}
     assert set(result.ranking_runs(rows, "shop", "timeline")) == set(METHODS)
+    found = next(row for row in rows if row["method"] == "popularity")["test"]
+    line = f"| shop | popularity | {found['HR@10']:.4f} | {found['NDCG@10']:.4f} | 0.0000 |"
+    assert line in tables.timeline_table(rows)
+    assert tables.timeline_table(rows).endswith("shop: 60 users, 24 chose a new item.")
     asked = {"name": "shop-timeline-popularity-seed0", "dataset_name": str(measured / "data")}
     asked |= {"lists": str(measured / "lists"), "output": measured / "out", "referee": None}
     monkeypatch.setattr(rescore, "RESULTS", measured / "results")
