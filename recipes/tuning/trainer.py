@@ -121,6 +121,22 @@ class SealCheckpoint(TrainerCallback):
         scratch.replace(folder / SEAL_FILE)
 
 
+class FindBest(TrainerCallback):
+    """Finds the best checkpoint of a resumed run again where its folder was moved.
+
+    The state names it by the path of that time, and `Trainer` forgets what is not there: the run
+    would end with the last weights in place of the best.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: D102
+        resumed = args.resume_from_checkpoint
+        if not resumed or state.best_model_checkpoint or state.best_global_step is None:
+            return
+        moved = Path(resumed).parent / f"checkpoint-{state.best_global_step}"
+        if moved.is_dir():
+            state.best_model_checkpoint = str(moved)
+
+
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """Return the newest checkpoint that was written to its end; say which were not.
 
@@ -227,6 +243,7 @@ class TTDSTrainer(SFTTrainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(OneBar)
         self.add_callback(SealCheckpoint(self))
+        self.add_callback(FindBest)
         if refresh.refresh_steps:
             self.add_callback(RefreshSIDs(self, refresh.refresh_steps, refresh.freeze_at))
 

@@ -112,6 +112,36 @@ def test_killed_and_resumed_equals_uninterrupted(dynamic, whole):
     assert losses(folder / "killed") == losses(whole)
 
 
+def test_a_moved_run_ends_with_its_best_weights(dynamic):
+    folder, command = dynamic
+    best = ("--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", "4",
+            "--save_total_limit", "99", "--num_train_epochs", "1")  # fmt: skip
+    done = subprocess.run(command("first", *best), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    newest = max((folder / "first").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
+    (folder / "moved").mkdir()
+    for checkpoint in (folder / "first").glob("checkpoint-*"):
+        checkpoint.rename(folder / "moved" / checkpoint.name)
+    # The first checkpoint is said to be the best one, in as many bytes.
+    state = folder / "moved" / newest.name / "trainer_state.json"
+    text, size = state.read_text(), state.stat().st_size
+    found = json.loads(text)
+    found |= {"best_global_step": 4, "best_metric": 1e9}
+    text = json.dumps(found, separators=(",", ":"))
+    state.write_text(text + " " * (size - len(text.encode())))
+    done = subprocess.run(
+        command("moved", *best, "--resume_from_checkpoint", "true"),
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = (
+        load_file(path / "model.safetensors")
+        for path in (folder / "moved", folder / "moved" / "checkpoint-4")
+    )
+    for name in ("node_head.state_0", "item_reader.weight"):
+        assert torch.equal(ours[name], theirs[name]), name
+
+
 @pytest.mark.parametrize("damage", ["shortened", "unsealed"])
 def test_a_checkpoint_cut_short_is_passed_over(dynamic, whole, damage):
     folder, command = dynamic
