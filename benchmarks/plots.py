@@ -136,13 +136,13 @@ SLICES = {"head": "well known", "tail": "others", "cold": "rare (cold)"}
 
 
 def curves(rows: list[dict]) -> dict[str, list]:
-    """Return validation NDCG@10 against minutes of tuning, for every row of the ablation.
+    """Return validation NDCG@10 against millions of tokens, for every row of the ablation.
 
     Args:
         rows: The results.
     """
     return {
-        row["ablation"]: [[at["seconds"] / 60, at["NDCG@10"]] for at in row["tuning"]["validation"]]
+        row["ablation"]: [[at["tokens"] / 1e6, at["NDCG@10"]] for at in row["tuning"]["validation"]]
         for row in rows
         if "ablation" in row and row["seed"] == 0
     }
@@ -264,7 +264,7 @@ def draw_slices(found: dict, theme: dict) -> Figure:
 
 
 def draw_curves(found: dict, theme: dict) -> Figure:
-    """Draw validation NDCG@10 against minutes of tuning.
+    """Draw validation NDCG@10 against millions of tokens.
 
     Args:
         found: As of `curves`.
@@ -276,7 +276,7 @@ def draw_curves(found: dict, theme: dict) -> Figure:
         axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=name, markersize=4)
     axes.set(
         ylabel="validation NDCG@10",
-        xlabel="minutes of tuning (version 0.1, Amazon Scientific)",
+        xlabel="million tokens (Amazon Scientific, first seed)",
         ylim=(0, None),
     )
     axes.grid(axis="y", color=theme["grid"])

@@ -322,8 +322,7 @@ def ablation_table(rows: list[dict]) -> str:
         "test HR@10": (lambda run: run["test"]["HR@10"], ".4f"),
         "churn": (lambda run: _refreshes(run, "churn"), ".3f"),
         "collisions": (lambda run: _refreshes(run, "collision_rate"), ".3f"),
-        "minutes": (lambda run: run["tuning"]["seconds"] / 60, ".1f"),
-        "tokens/s": (lambda run: run["tuning"]["tokens_per_second"], ".0f"),
+        "million tokens": (lambda run: run["tuning"]["validation"][-1]["tokens"] / 1e6, ".1f"),
     }
     lines = ["| | seeds | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for method, runs in sorted(methods.items()):
@@ -340,32 +339,6 @@ def ablation_table(rows: list[dict]) -> str:
 def _refreshes(run: dict, name: str) -> float:
     moving = run["tuning"]["refreshes"][:-1]
     return statistics.mean(refresh[name] for refresh in moving) if moving else 0.0
-
-
-def form_table(rows: list[dict]) -> str:
-    """Return when packed sequences and sliding windows reach the same validation NDCG@10."""
-    forms = {row["ablation"]: row for row in rows if row.get("seed") == 0 and "ablation" in row}
-    if not {"3-user-sids", "form-sliding-windows"} <= forms.keys():
-        return EMPTY
-    pair = {
-        "packed sequences": forms["3-user-sids"],
-        "sliding windows": forms["form-sliding-windows"],
-    }
-    curves = {name: row["tuning"]["validation"] for name, row in pair.items()}
-    level = min(max(point["NDCG@10"] for point in curve) for curve in curves.values())
-    lines = [
-        "| next-item task as | best NDCG@10 | tokens | seconds |",
-        "|---|---|---|---|",
-    ]
-    for name, curve in curves.items():
-        first = next(point for point in curve if point["NDCG@10"] >= level)
-        best = max(point["NDCG@10"] for point in curve)
-        cells = f"{best:.4f} | {first['tokens']:,} | {first['seconds']:.0f}"
-        lines.append(f"| {name} | {cells} |")
-    lines.append(
-        f"\nTokens and seconds until a validation NDCG@10 of {level:.4f}, which both reach."
-    )
-    return "\n".join(lines)
 
 
 def cold_table(rows: list[dict]) -> str:
@@ -450,7 +423,7 @@ def filled(text: str, rows: list[dict]) -> str:
     """
     makers = {
         "sids": sids_table, "ranking": ranking_table, "ablation": ablation_table,
-        "forms": form_table, "cold": cold_table, "decoding": decoding_table,
+        "cold": cold_table, "decoding": decoding_table,
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
         "timeline": timeline_table,
         "summary": summary_table, "cost": cost_table, "first minute": first_minute_output,
