@@ -7,6 +7,21 @@ this run alone: loaded anew, it has the parts again.
 """
 
 import argparse
+
+from recipes.errors import HelpFormatter
+
+if __name__ == "__main__":  # before the imports that take seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "parts",
+        nargs="+",
+        choices=("item_vectors", "node_logits"),
+        help="What is switched off.",
+    )
+    ARGUMENTS, OPTIONS = parser.parse_known_args()
+
 import runpy
 import sys
 from pathlib import Path
@@ -17,7 +32,6 @@ from torch import Tensor
 from modeling_ttds import prefix_ttds
 from modeling_ttds.modeling_ttds import TTDSItemReader
 from modeling_ttds.nodes_ttds import TTDSNodeHead
-from recipes.errors import HelpFormatter
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "sft.py"
 
@@ -52,13 +66,8 @@ PARTS = {
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("parts", nargs="+", choices=PARTS, help="What is switched off.")
-    known, recipe = parser.parse_known_args()
-    for part in known.parts:
+    for part in ARGUMENTS.parts:
         for owner, name, replacement in PARTS[part]:
             setattr(owner, name, replacement)
-    sys.argv = [str(RECIPE), *recipe]
+    sys.argv = [str(RECIPE), *OPTIONS]
     runpy.run_path(str(RECIPE), run_name="__main__")
