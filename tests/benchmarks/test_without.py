@@ -45,9 +45,8 @@ def test_without_node_logits_the_embeddings_of_what_may_come_say_nothing(parts, 
 
 @torch.no_grad()
 def test_without_both_parts_the_embeddings_of_a_history_say_nothing(parts, drawn):
-    start = drawn.config.sid_token_start
-    codes = drawn.config.item_tower.num_codes * torch.arange(drawn.config.item_tower.num_levels)
-    prompt = (start + codes + drawn.item_sids[:3]).reshape(1, -1)
+    ids = [entry["item_id"] for entry in drawn.catalogue]
+    prompt = torch.tensor([drawn.tokenizer.encode_items(ids[:3])])
     before = drawn(input_ids=prompt).logits
     change(drawn, torch.arange(3))
     assert torch.allclose(drawn(input_ids=prompt).logits, before) == (set(parts) == set(PARTS))
