@@ -57,6 +57,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -123,6 +124,8 @@ def fit(
 ) -> Callable[[str, int], np.ndarray]:
     """Return the function from `"validation"` or `"test"` and a length to ranked lists.
 
+    On a timeline what ranks for the test is fitted anew, to the same epoch, on all before it.
+
     Args:
         split: The split.
         method: Name of the method.
@@ -131,39 +134,50 @@ def fit(
         folder: The data set, for its text embeddings.
         encoder: What dense text starts from.
     """
-    known, text = split.view("training"), None
+    text = None
     if method in (TEXT, SIMILARITY):
         text = read_text_embeddings(folder / "text_embeddings.safetensors", split.num_items)
         text = split.in_order(text)
-    if method == SASREC:
-        sasrec = fit_sasrec(known, SASRecSettings(**config), seed)
-        return lambda which, top_k: rank_sasrec(sasrec, split.view(which), which, top_k)
-    if method == DENSE_TEXT:
-        dense = fit_dense_text(known, encoder, DenseTextSettings(**config), seed)
-        return lambda which, top_k: rank_dense_text(dense, split.view(which), which, top_k)
-    if method == SIMILARITY:
+    if method in FUNCTIONS:
+
+        def counted(which: str, top_k: int) -> np.ndarray:
+            view = split.view(which)
+            more = {} if text is None else {"text": text[: view.num_items].numpy()}
+            return FUNCTIONS[method](view, which, top_k, **config, **more)
+
+        return counted
+
+    def fitted(known: Split, stop_after: int | None = None) -> tuple[Callable, int]:
+        if method == SASREC:
+            model, epoch = fit_sasrec(known, SASRecSettings(**config), seed, stop_after)
+            return partial(rank_sasrec, model), epoch
+        if method == DENSE_TEXT:
+            settings = DenseTextSettings(**config)
+            model, epoch = fit_dense_text(known, encoder, settings, seed, stop_after)
+            return partial(rank_dense_text, model), epoch
         collaborative = collaborative_embeddings(
             known.training, known.num_items, COLLABORATIVE_DIM, seed
         )
         tables = [text[: known.num_items], collaborative]
-        similarity = fit_bilinear(known, tables, BilinearSettings(**config), seed)
+        settings = BilinearSettings(**config)
+        model, epoch = fit_bilinear(known, tables, settings, seed, stop_after)
 
-        def ranker(which: str, top_k: int) -> np.ndarray:
-            view = split.view(which)
-            nothing = collaborative.new_zeros(
-                view.num_items - len(collaborative), COLLABORATIVE_DIM
-            )
+        def ranker(view: Split, which: str, top_k: int) -> np.ndarray:
+            nothing = collaborative.new_zeros(view.num_items - known.num_items, COLLABORATIVE_DIM)
             tables = [text[: view.num_items], torch.cat([collaborative, nothing])]
-            return rank_bilinear(similarity.over(tables), view, which, top_k)
+            return rank_bilinear(model.over(tables), view, which, top_k)
 
-        return ranker
+        return ranker, epoch
 
-    def counted(which: str, top_k: int) -> np.ndarray:
-        view = split.view(which)
-        more = {} if text is None else {"text": text[: view.num_items].numpy()}
-        return FUNCTIONS[method](view, which, top_k, **config, **more)
+    chosen, epoch = fitted(split.view("training"))
 
-    return counted
+    def ranker(which: str, top_k: int) -> np.ndarray:
+        rank = chosen
+        if which == "test" and split.views is not None:
+            rank, _ = fitted(split.view("refit"), epoch)
+        return rank(split.view(which), which, top_k)
+
+    return ranker
 
 
 def measure(arguments: argparse.Namespace, split: Split, method: str) -> None:

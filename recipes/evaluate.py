@@ -68,6 +68,11 @@ def main() -> None:
         raise ValueError(f"{arguments.model} was built on another catalogue than the data set's.")
     which, rows = arguments.targets, {}
     name = "leave_one_out" if split.views is None else "timeline"
+    if which == "validation" and split.views is not None:
+        raise ValueError(
+            f"{arguments.model} learnt from the validation's interactions before its test, as a "
+            "model of a timeline does; its metrics.json has what was measured before."
+        )
     split = split.view(which)
     for row in report.rows_of(model):
         rows[row], lists = report.evaluate_model(model, split, which, arguments.num_beams, row)

@@ -1,7 +1,5 @@
 """A run on a timeline: what it knew at each cut, and that no other split is taken for it."""
 
-import json
-
 import pandas as pd
 import pytest
 
@@ -45,7 +43,9 @@ def test_a_run_on_a_timeline_and_what_is_refused_afterwards(run, train, call, tm
     assert [entry["item_id"] for entry in model.catalogue[-2:]] == ["41", "42"]
     assert len(model.item_sids.unique(dim=0)) == 42
     words = " ".join(model.tokenizer.get_vocab()).lower()
-    assert "kettle" in words and "pewter" not in words and "zinc" not in words
+    assert "pewter" in words and "zinc" not in words, "tuned anew on all that precedes the test"
+    assert model.item_collaborative[41].any(), "known by who chose it, not by like texts alone"
+    assert {*found["refit"]} == {"towers", "tuning"} and not found["refit"]["tuning"]["validation"]
     memory = model.cooccurrence
     assert memory.starts[40] < memory.starts[41], "41 was chosen before the test"
     assert memory.starts[41] == memory.starts[42] and not memory.items[41].any()
@@ -60,15 +60,14 @@ def test_a_run_on_a_timeline_and_what_is_refused_afterwards(run, train, call, tm
     code, _, said = call(evaluate, *asked, "--split", "leave_one_out")
     assert code == 2 and "was trained on `split` 'timeline', so it may have seen targets" in said
     assert (lists_folder(folder) / "run.jsonl").read_text() == before
-    other = tmp_path / "other"
-    other.mkdir()
-    code, _, said = call(evaluate, *asked, "--targets", "validation", "--output", other)
-    assert code == 0, said
-    lists = [
-        json.loads(line) for line in (lists_folder(other) / "run.jsonl").read_text().splitlines()
-    ]
-    assert len(lists) == 60 and not any("42" in line["items"] for line in lists)
+    code, _, said = call(evaluate, *asked, "--targets", "validation")
+    assert code == 2 and "learnt from the validation's interactions before its test" in said
+    assert metrics(folder) == found, "nothing is overwritten"
 
+    assert list((folder / "refit").glob("checkpoint-*/complete.json"))
+    code, output, said = train(data, *how, "--resume_from_checkpoint", "true")
+    assert code == 0 and metrics(folder)["test"] == found["test"], said
+    assert not metrics(folder)["refit"]["tuning"]["tokens"], "both tunings were finished already"
     for otherwise in (["--seed", "1"], [*how, "--timeline_target", "last"]):
         code, _, said = train(data, *otherwise, "--resume_from_checkpoint", "true")
         assert code == 2 and "belongs to other data or options: this run has" in said

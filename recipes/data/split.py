@@ -23,8 +23,8 @@ class Split:
     A timeline is cut at two moments for all users, as a global temporal split (Gusak et al. 2025,
     arXiv:2507.16289): what precedes the first cut trains, what lies between validates, what follows
     is the test. Its catalogue is in the order of appearance: items that somebody chose before the
-    first cut, items that came before the second, the rest. `view` is what was known at a cut. What
-    only counts counts up to the cut before the targets, as a daily update would.
+    first cut, items that came before the second, the rest. `view` is what was known at a cut. The
+    test is of what was fitted anew on all that precedes it, with what was chosen on validation.
 
     Args:
         data: The data set that was split; of a timeline in its order.
@@ -37,8 +37,8 @@ class Split:
         exclude_seen: Whether lists are ranked without the items of the history.
         as_read: The data as they were read, where `data` are in another order.
         order: Per item of a timeline, its row in the data as read; None where that is its own.
-        views: Per `"training"` and `"validation"`, what was known at the end of that period of a
-            timeline; None where all is known from the start.
+        views: Per `"training"`, `"validation"` and `"refit"`, what was known at the end of that
+            period of a timeline; None where all is known from the start.
     """
 
     data: Data
@@ -83,11 +83,12 @@ class Split:
 
         What is fitted on training histories takes the view of `"training"`, what is fitted or
         chosen on validation targets that of `"validation"`. In the former, users whose validation
-        target appeared after training have none. Of any split but a timeline a view is the split
-        itself.
+        target appeared after training have none. What is fitted anew before the test takes the view
+        of `"refit"`: training and validation together, without targets. Of any split but a timeline
+        a view is the split itself.
 
         Args:
-            period: `"training"`, `"validation"` or `"test"`.
+            period: `"training"`, `"validation"`, `"refit"` or `"test"`.
         """
         return (self.views or {}).get(period, self)
 
@@ -313,6 +314,15 @@ def _timeline(data: Data, target: str, seed: int, exclude_seen: bool) -> Split:
             dict(views),
         )
     counted = [line[:end] for line, end in zip(data.histories, ends[:, 1], strict=True)]
+    users = np.flatnonzero(ends[:, 1])
+    none = np.full(len(users), -1)
+    views["refit"] = Split(
+        _as_of(data, users, ends[users, 1], known[1]),
+        [counted[user] for user in users],
+        none,
+        none,
+        exclude_seen=exclude_seen,
+    )
     test = targets["test"]
     counts = [f"{(test >= size).sum():,}" for size in known]
     print(

@@ -258,8 +258,10 @@ def _data(metrics: dict[str, Any]) -> str:
         which = metrics["options"].get("timeline_target", "first")
         split = (
             "A timeline: the quantiles .8 and .9 of the timestamps end training and validation for "
-            f"all users, and a user's {which} interaction of a period is its target. Items that "
-            "appeared after training were added by `add_items` from their text."
+            f"all users, and a user's {which} interaction of a period is its target. Settings, "
+            "priors and re-ranker are of a model that learnt from training alone; the one here "
+            "learnt anew from both periods before the test. Items that appeared later were added "
+            "by `add_items` from their text."
         )
     elif data.get("given_splits"):
         split = (

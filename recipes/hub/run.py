@@ -19,10 +19,11 @@ from recipes.hub.files import CARD, CURVE, MODEL_FILES, model_sha256, write_card
 
 # Beside it lies what a run of ours wrote, under these names; whatever else lies there stays.
 MARKER = "ttds_run.json"
+REFIT = "refit"  # checkpoints of the model that a timeline's test is of
 LISTS = ("run.jsonl", "run-*.jsonl")  # today in a folder beside it
 WRITTEN = (
     *MODEL_FILES, CARD, MARKER, *LISTS, "training_args.bin", "checkpoint-[0-9]*", "rerankers",
-    "base", "adapter", "runs",
+    REFIT, "base", "adapter", "runs",
 )  # fmt: skip
 
 

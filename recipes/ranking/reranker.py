@@ -286,6 +286,7 @@ VIEWS = {RERANKER_ONLY: without_model, TTDS: with_model}
 
 
 def rank_users(
+    chosen: TTDSForCausalLM,
     model: TTDSForCausalLM,
     split: Split,
     shop: Toyshop | None,
@@ -297,10 +298,12 @@ def rank_users(
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, list[list[int]]]]:
     """Give the model a re-ranker, if it is to have one, and measure it beside the baselines.
 
-    On a timeline items that appear after training are added when their period is measured.
+    On a timeline items that appear after a model's training are added when it is measured.
 
     Args:
-        model: A tuned model with a frozen SID table.
+        chosen: A tuned model with a frozen SID table, which saw no validation target.
+        model: The model to be measured on the test, and to keep: on a timeline one that was tuned
+            anew with the validation's interactions, else `chosen`.
         split: The split.
         shop: The generated data set, if `split` is its split.
         options: Whether to fit them, and how.
@@ -314,9 +317,8 @@ def rank_users(
     """
     users = len(split.view("validation").users("validation"))
     if options.memory and users >= LEAST_USERS:
-        model.config.min_pair_users = options.min_pair_users
         rows, lists = join(
-            model, split, options, num_beams=num_beams, seed=seed, folder=folder, text=text
+            chosen, model, split, options, num_beams=num_beams, seed=seed, folder=folder, text=text
         )
     else:
         if options.memory:
@@ -324,12 +326,12 @@ def rank_users(
                 f"{users} users have a validation target, priors and re-ranker need "
                 f"{LEAST_USERS}: none is fitted."
             )
-        rows, lists = {"validation": {}, "test": {}}, {}
-        for which in rows:
-            add_new_items(model, split.view(which), text)
-            rows[which][LM_ONLY], lists[LM_ONLY] = evaluate_model(
-                model, split.view(which), which, num_beams, LM_ONLY
-            )
+        rows, lists = {}, {}
+        for which, asked in (("validation", chosen), ("test", model)):
+            add_new_items(asked, split.view(which), text)
+            found = evaluate_model(asked, split.view(which), which, num_beams, LM_ONLY)
+            rows[which] = {LM_ONLY: found[0]}
+            lists[LM_ONLY] = found[1]
     add_comparisons(rows, model, split, shop)
     return rows, lists
 
@@ -357,6 +359,7 @@ def fit_heads(
 
 
 def join(
+    chosen: TTDSForCausalLM,
     model: TTDSForCausalLM,
     split: Split,
     options: RerankerOptions,
@@ -370,12 +373,14 @@ def join(
 
     Neither the language model nor the co-occurrence memory has seen the validation targets that
     priors and re-ranker are fitted on. Validation metrics are cross-fitted, but for the re-ranker
-    only, which has none; test metrics come from what was fitted on all of them. On a timeline items
-    of the validation period are added before priors and re-ranker are fitted, those of the test
-    period afterwards; the co-occurrence memory then counts what precedes the test.
+    only, which has none; test metrics come from what was fitted on all of them. On a timeline
+    priors and re-ranker are fitted with one model and handed to another, which knows what precedes
+    the test; items of a period that a model's training did not know are added to it first.
 
     Args:
-        model: A tuned model with a frozen SID table.
+        chosen: A tuned model with a frozen SID table, which saw no validation target.
+        model: The model to be measured on the test and to get priors and re-ranker; as of
+            `rank_users`.
         split: The split.
         options: What is fitted.
         num_beams: Beams that join the candidates.
@@ -386,26 +391,27 @@ def join(
     Returns:
         Metrics per split and row, and per row the lists of the test users.
     """
-    head = TTDSPriorHead(model.config.item_tower.num_levels).to(model.device)
+    head = TTDSPriorHead(chosen.config.item_tower.num_levels).to(chosen.device)
 
-    def count(log: Split, catalogue: Split) -> None:
+    def count(asked: TTDSForCausalLM, log: Split) -> None:
         memory = build_cooccurrence(
-            log.training, catalogue.num_items, options.min_pair_users, log.training_timestamps
+            log.training, len(asked.catalogue), options.min_pair_users, log.training_timestamps
         )
-        model.set_priors(memory.to(model.device), head)
+        asked.config.min_pair_users = options.min_pair_users
+        asked.set_priors(memory.to(asked.device), head)
 
     then = split.view("validation")
-    count(then, split.view("training"))
-    add_new_items(model, then, text)
+    count(chosen, split.view("training"))
+    add_new_items(chosen, then, text)
     rate = options.cold_item_dropout
-    head, heads, twin = fit_heads(model, then, rate, seed)
-    validation = reranker_data(model, then, "validation", num_beams, heads, options.reranker)
+    head, heads, twin = fit_heads(chosen, then, rate, seed)
+    validation = reranker_data(chosen, then, "validation", num_beams, heads, options.reranker)
     new = None
     if options.reranker and twin is not None:
         some = {"most": MOST_USERS, "alone": False}
         new = reranker_data(twin, then, "validation", num_beams, heads, **some)[0]
-    if split is not then:
-        count(split, then)
+    if model is not chosen:
+        count(model, split.view("refit"))
         add_new_items(model, split, text)
     test = reranker_data(model, split, "test", num_beams, [head], options.reranker)
     lists = {

@@ -236,7 +236,7 @@ class TTDSTrainer(SFTTrainer):
             processing_class=model.tokenizer,
             data_collator=lambda rows: collate(rows, pad_token_id, texts),
             train_dataset=examples.as_dataset(),
-            eval_dataset=examples.validation(),
+            eval_dataset=examples.validation() or None,
             peft_config=peft_config,
         )
         if not args.disable_tqdm:

@@ -49,12 +49,14 @@ def test_two_moments_cut_all_histories():
     for period, lines in (
         ("training", ["hgfehgfe", "ghfgeef"]),
         ("validation", ["hgfehgfe", "ghfgeef"]),
+        ("refit", ["hgfehgfed", "ghfgeeff"]),
         ("test", ["hgfehgfed", "ghfgeeff", ""]),
     ):
         assert [items_of(split, rows) for rows in split.view(period).training] == lines, period
     targets = {w: [items_of(split, [t]) if t >= 0 else "" for t in split.targets(w)]
                for w in ("validation", "test")}  # fmt: skip
     assert targets == {"validation": ["d", "f", ""], "test": ["b", "", ""]}, "w is new at the test"
+    assert not {*split.view("refit").users("validation"), *split.view("refit").users("test")}
     assert items_of(split, split.history(0, "validation")) == "hgfehgfe"
     assert items_of(split, split.history(0, "test")) == "hgfehgfed", "the validation period too"
     assert slices(split, "test")["new"].tolist() == [True]
@@ -181,10 +183,10 @@ def shop(after=None):
     return data
 
 
-def fitted_on(data, cache, tasks):
+def fitted_on(data, cache, tasks, period):
     """Return everything that is fitted before the language model's first step."""
     split = split_data(data, split="timeline")
-    known, options = split.view("training"), small_options(cache, tasks=tasks)
+    known, options = split.view(period), small_options(cache, tasks=tasks)
     tokenizer = build_tokenizer(known, options, None)
     states = UserStates(known, options.examples.max_history)
     model = build_model(known, states, tokenizer, options, None, seed=0)
@@ -192,9 +194,8 @@ def fitted_on(data, cache, tasks):
         known.training, known.num_items, timestamps=known.training_timestamps
     )
     examples = Examples(known, states, tokenizer, options.examples, seed=0)
-    similarity = fit_bilinear(
-        known, [model.item_text, model.item_collaborative], BilinearSettings(num_epochs=1), 0
-    )
+    tables, settings = [model.item_text, model.item_collaborative], BilinearSettings(num_epochs=1)
+    similarity, _ = fit_bilinear(known, tables, settings, seed=0, stop_after=1)
     parts = {
         "vocabulary": tokenizer.get_vocab(),
         "catalogue": model.catalogue,
@@ -208,12 +209,13 @@ def fitted_on(data, cache, tasks):
     return split, parts, tensors
 
 
-def test_nothing_of_after_a_cut_is_in_what_is_fitted_before(tmp_path):
+@pytest.mark.parametrize("period", ["training", "refit"])
+def test_nothing_of_after_a_cut_is_in_what_is_fitted_before(period, tmp_path):
     tasks = {"query": 0.5, "search": 0.5, "next_user": 0.5, "bought_together": 0.5}
-    ours, parts, tensors = fitted_on(shop(), tmp_path / "one", tasks)
-    first = max(t.max() for t in ours.view("training").training_timestamps if len(t))
+    ours, parts, tensors = fitted_on(shop(), tmp_path / "one", tasks, period)
+    first = max(t.max() for t in ours.view(period).training_timestamps if len(t))
     after = round((first - START) / DAY) + 1
-    theirs, others, other_tensors = fitted_on(shop(after), tmp_path / "two", tasks)
+    theirs, others, other_tensors = fitted_on(shop(after), tmp_path / "two", tasks, period)
     assert not np.array_equal(ours.test_targets, theirs.test_targets)
     assert ours.data.catalogue.texts() != theirs.data.catalogue.texts()
     assert ours.data.user_ids != theirs.data.user_ids

@@ -27,7 +27,7 @@ def measured(built, split, shop, tmp_path_factory):
     built.save_pretrained(folder)
     model = TTDSForCausalLM.from_pretrained(folder).eval()
     rows, lists = reranker.rank_users(
-        model, split, None, RerankerOptions(min_pair_users=2), num_beams=20, seed=0
+        model, model, split, None, RerankerOptions(min_pair_users=2), num_beams=20, seed=0
     )
     facts = {
         "dataset": "mine", "data": data_facts(None, shop.data), "data_sha256": shop.data.sha256,

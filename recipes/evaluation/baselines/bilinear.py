@@ -72,8 +72,12 @@ class BilinearSimilarity:
 
 
 def fit_bilinear(
-    split: Split, tables: list[Tensor], settings: BilinearSettings, seed: int
-) -> BilinearSimilarity:
+    split: Split,
+    tables: list[Tensor],
+    settings: BilinearSettings,
+    seed: int,
+    stop_after: int | None = None,
+) -> tuple[BilinearSimilarity, int]:
     """Fit a similarity on the training positions, as of its best epoch on the validation targets.
 
     Args:
@@ -81,6 +85,10 @@ def fit_bilinear(
         tables: As of `BilinearSimilarity`.
         settings: Settings of model and training.
         seed: Seed of the order.
+        stop_after: As of `best_weights`.
+
+    Returns:
+        The similarity and the number of its epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     model = BilinearSimilarity(tables, settings)
@@ -104,11 +112,16 @@ def fit_bilinear(
         lists = rank_bilinear(model, split, "validation", 10)
         return rank_metrics(lists.tolist(), chosen)["NDCG@10"]
 
-    best = best_weights(
-        "similarity", settings.num_epochs, train, ndcg, lambda: {"weight": model.weight}
+    best, epoch = best_weights(
+        "similarity",
+        settings.num_epochs,
+        train,
+        ndcg,
+        lambda: {"weight": model.weight},
+        stop_after=stop_after,
     )
     model.weight = best["weight"]
-    return model
+    return model, epoch
 
 
 def rank_bilinear(model: BilinearSimilarity, split: Split, which: str, top_k: int) -> np.ndarray:

@@ -103,7 +103,13 @@ class DenseText(nn.Module):
         return F.cross_entropy(logits, torch.from_numpy(places).to(logits.device))
 
 
-def fit_dense_text(split: Split, encoder: str, settings: DenseTextSettings, seed: int) -> DenseText:
+def fit_dense_text(
+    split: Split,
+    encoder: str,
+    settings: DenseTextSettings,
+    seed: int,
+    stop_after: int | None = None,
+) -> tuple[DenseText, int]:
     """Tune an encoder on training positions, as of its best epoch on the validation targets.
 
     Args:
@@ -111,6 +117,10 @@ def fit_dense_text(split: Split, encoder: str, settings: DenseTextSettings, seed
         encoder: As of `DenseText`.
         settings: Settings of model and training.
         seed: Seed of positions, order and dropout.
+        stop_after: As of `best_weights`.
+
+    Returns:
+        The retriever and the number of its epoch.
     """
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
@@ -140,9 +150,11 @@ def fit_dense_text(split: Split, encoder: str, settings: DenseTextSettings, seed
         lists = rank_dense_text(model, split, "validation", 10)
         return rank_metrics(lists.tolist(), chosen)["NDCG@10"]
 
-    best = best_weights("dense text", settings.num_epochs, train, ndcg, model.state_dict)
+    best, epoch = best_weights(
+        "dense text", settings.num_epochs, train, ndcg, model.state_dict, stop_after=stop_after
+    )
     model.load_state_dict(best)
-    return model.eval()
+    return model.eval(), epoch
 
 
 @torch.no_grad()

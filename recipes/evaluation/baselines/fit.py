@@ -13,8 +13,9 @@ def best_weights(
     ndcg: Callable[[], float],
     weights: Callable[[], dict[str, Tensor]],
     patience: int | None = None,
-) -> dict[str, Tensor]:
-    """Train epoch by epoch; return a copy of the weights as of the epoch of the best NDCG.
+    stop_after: int | None = None,
+) -> tuple[dict[str, Tensor], int]:
+    """Train epoch by epoch; return the weights of the epoch of the best NDCG, and its number.
 
     Args:
         name: What the progress bar calls it.
@@ -23,7 +24,13 @@ def best_weights(
         ndcg: Measures the model as it is.
         weights: Returns its weights.
         patience: Epochs without a better NDCG after which it stops; None never stops early.
+        stop_after: The number of the epoch that is taken, where it has been chosen before: nothing
+            is measured then.
     """
+    if stop_after is not None:
+        for _ in tqdm(range(stop_after), desc=name, unit="epoch"):
+            train()
+        return weights(), stop_after
     best, best_epoch, kept = -1.0, 0, {}
     with tqdm(range(num_epochs), desc=name, unit="epoch") as epochs:
         for epoch in epochs:
@@ -35,4 +42,4 @@ def best_weights(
             epochs.set_postfix(ndcg=f"{found:.4f}", best=f"{best:.4f}", at=best_epoch + 1)
             if patience is not None and epoch - best_epoch >= patience:
                 break
-    return kept
+    return kept, best_epoch + 1

@@ -110,13 +110,19 @@ class SASRec(nn.Module):
         return F.cross_entropy(self.logits(hidden), items[:, 1:][real])
 
 
-def fit_sasrec(split: Split, settings: SASRecSettings, seed: int) -> SASRec:
+def fit_sasrec(
+    split: Split, settings: SASRecSettings, seed: int, stop_after: int | None = None
+) -> tuple[SASRec, int]:
     """Fit a SASRec on the training histories, as of its best epoch on the validation targets.
 
     Args:
         split: The split.
         settings: Settings of model and training.
         seed: Seed of weights, order and dropout.
+        stop_after: As of `best_weights`.
+
+    Returns:
+        The model and the number of its epoch.
     """
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
@@ -136,16 +142,17 @@ def fit_sasrec(split: Split, settings: SASRecSettings, seed: int) -> SASRec:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
-    best = best_weights(
+    best, epoch = best_weights(
         "SASRec",
         settings.max_epochs,
         train,
         lambda: _validation_ndcg(model, split),
         model.state_dict,
         settings.patience,
+        stop_after,
     )
     model.load_state_dict(best)
-    return model.eval()
+    return model.eval(), epoch
 
 
 def rank_sasrec(model: SASRec, split: Split, which: str, top_k: int) -> np.ndarray:
