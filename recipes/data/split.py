@@ -136,6 +136,7 @@ def split_data(
     split: str = "leave_one_out",
     timeline_target: str = "first",
     seed: int = 0,
+    quantiles: tuple[float, float] = QUANTILES,
 ) -> Split:
     """Split by leave-one-out, in time or as given; say what is left out and what cannot be found.
 
@@ -147,13 +148,14 @@ def split_data(
         timeline_target: Which of a user's interactions after a cut is the target: `"first"`,
             `"last"` or `"random"`.
         seed: Seed of random targets.
+        quantiles: Of all timestamps, where training and validation end on a timeline.
 
     Raises:
         ValueError: The data have no timestamps or splits of their own, or an option is unknown.
     """
     check_timeline(split, timeline_target)
     if split == "timeline":
-        made = _timeline(data, timeline_target, seed, exclude_seen)
+        made = _timeline(data, timeline_target, seed, exclude_seen, quantiles)
     else:
         made = _leave_one_out(data) if data.given is None else _as_given(data)
         made = replace(made, exclude_seen=exclude_seen)
@@ -268,7 +270,9 @@ def _as_given(data: Data) -> Split:
     )
 
 
-def _timeline(data: Data, target: str, seed: int, exclude_seen: bool) -> Split:
+def _timeline(
+    data: Data, target: str, seed: int, exclude_seen: bool, quantiles: tuple[float, float]
+) -> Split:
     """Cut all histories at two moments.
 
     An interaction at the moment of a cut lies after it. Of a user who has interactions on both
@@ -276,7 +280,7 @@ def _timeline(data: Data, target: str, seed: int, exclude_seen: bool) -> Split:
     its text may be of any time: one that nobody chose before the test is new at the test.
     """
     as_read, data = data, _in_time(data)
-    cuts = np.quantile(np.concatenate(data.timestamps), QUANTILES, method="lower")
+    cuts = np.quantile(np.concatenate(data.timestamps), quantiles, method="lower")
     # Per user, how many interactions precede either cut, and how many there are.
     ends = np.array([[*np.searchsorted(times, cuts), len(times)] for times in data.timestamps])
     data, order, known = _by_appearance(data, ends)
@@ -376,15 +380,16 @@ def _in_time(data: Data) -> Data:
 
 def _by_appearance(data: Data, ends: np.ndarray) -> tuple[Data, np.ndarray, list[int]]:
     """Put items that appear before a cut before those that do not; return how many do, too."""
-    period = np.full(len(data.catalogue), len(QUANTILES))
-    for column in reversed(range(len(QUANTILES))):
+    cuts = ends.shape[1] - 1
+    period = np.full(len(data.catalogue), cuts)
+    for column in reversed(range(cuts)):
         for line, end in zip(data.histories, ends[:, column], strict=True):
             period[line[:end]] = column
     order = period.argsort(kind="stable")
     row = np.empty(len(order), dtype=np.int64)
     row[order] = np.arange(len(order))
     histories = [row[line] for line in data.histories]
-    known = [int((period <= column).sum()) for column in range(len(QUANTILES))]
+    known = [int((period <= column).sum()) for column in range(cuts)]
     catalogue = _picked(data.catalogue, order)
     return replace(data, catalogue=catalogue, histories=histories), order, known
 

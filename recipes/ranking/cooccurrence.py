@@ -51,8 +51,9 @@ def build_cooccurrence(
     # Whatever follows another has a user in common with it: these are all pairs there are.
     together = (bought.T @ bought).tocsr()
     roots = 1 / np.sqrt(np.maximum(together.diagonal(), 1))
-    together.setdiag(0)
-    together.data[together.data < min_pair_users] = 0
+    # By hand: `setdiag` of SciPy 1.14 forgets items behind one that nobody chose.
+    first = np.repeat(np.arange(num_items), np.diff(together.indptr))
+    together.data[(together.indices == first) | (together.data < min_pair_users)] = 0
     together.eliminate_zeros()
     together.sort_indices()
     first = np.repeat(np.arange(num_items), np.diff(together.indptr))

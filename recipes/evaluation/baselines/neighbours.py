@@ -27,7 +27,7 @@ def item_knn(
     norms = np.maximum(np.asarray(matrix.sum(0)).ravel(), 1) ** power
     matrix = matrix @ sp.diags(1 / norms)
     similarity = (matrix.T @ matrix).tocsr()
-    similarity.setdiag(0)
+    similarity -= sp.diags(similarity.diagonal(), format="csr")
     return rank(
         split,
         which,
