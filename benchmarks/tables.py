@@ -181,6 +181,28 @@ def timeline_table(rows: list[dict]) -> str:
     return f"{markdown(heads, lines)}\n\n{'; '.join(users)}."
 
 
+def drift_table(rows: list[dict]) -> str:
+    """Return what a language model reaches with an index of the first half of the log."""
+    forms = defaultdict(list)
+    for row in rows:
+        if "drift" in row:
+            forms[row["drift"], row["form"]].append(row)
+    lines, notes = [], {}
+    for (dataset, form), runs in forms.items():
+        names = ("HR@10", "NDCG@10", "joined_HR@10", "joined_NDCG@10")
+        cells = (over_seeds(measured(runs, name)) for name in names)
+        changed = statistics.mean(run["share_of_other_sids"] for run in runs)
+        lines.append([dataset, form, str(len(runs)), *cells, f"{changed:.2f}" * (changed > 0)])
+        users = runs[0]["users"]
+        notes[dataset] = (
+            f"{dataset}: {users['all']:,} users; {users['joined']:,} chose an item that joined in "
+            "the second half"
+        )
+    heads = ["data set", "", "seeds", "HR@10", "NDCG@10", "HR@10, joined", "NDCG@10, joined"]
+    table = markdown([*heads, "semantic IDs that differ from a new index's"], lines)
+    return f"{table}\n\n{'; '.join(notes.values())}." if lines else table
+
+
 def compare_table(rows: list[dict]) -> str:
     """Return how far TTDS is above its re-ranker alone and the best baseline, by slice."""
     lines = []
@@ -425,7 +447,7 @@ def filled(text: str, rows: list[dict]) -> str:
         "sids": sids_table, "ranking": ranking_table, "ablation": ablation_table,
         "cold": cold_table, "decoding": decoding_table,
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
-        "timeline": timeline_table,
+        "timeline": timeline_table, "drift": drift_table,
         "summary": summary_table, "cost": cost_table, "first minute": first_minute_output,
         "tasks": lambda rows: tasks_table(),
         "serving": serving_table, "update": update_table, "published": published_table,

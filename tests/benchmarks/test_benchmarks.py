@@ -214,7 +214,7 @@ def test_tables_give_mean_and_deviation_over_seeds():
 
 def test_tables_without_results_say_so():
     names = ("ranking x", "slices x", "sids x", "ablation", "cold", "decoding", "ties",
-             "compare", "timeline", "cost", "serving", "update", "first minute",
+             "compare", "timeline", "drift", "cost", "serving", "update", "first minute",
              "summary")  # fmt: skip
     text = "\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in names)
     assert tables.filled(text, []).count("No result yet.") == len(names) - 1 + 2 * 16

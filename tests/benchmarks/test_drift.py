@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import drift, result
+from benchmarks import drift, result, tables
 from tests.conftest import SMALL
 from tests.test_data_of_a_run import write
 from tests.test_timeline_run import later_items
@@ -55,3 +55,13 @@ def test_a_form_has_what_its_name_says(measured):
         assert content["items"] == {"first half": 40, "before the test": 41}
         assert content["users"] == {"all": 60, "joined": 0}
         assert 0 <= content["test"]["HR@10"] <= 1
+
+
+def test_the_table_has_a_line_a_form(measured):
+    found, _ = measured
+    lines = tables.drift_table(list(found.values())).splitlines()
+    cells = {line.split(" | ")[1]: line.split(" | ") for line in lines[2:6]}
+    assert set(cells) == set(found)
+    for form, content in found.items():
+        assert cells[form][3] == f"{content['test']['HR@10']:.4f}"
+    assert lines[-1] == "shop: 60 users; 0 chose an item that joined in the second half."
