@@ -31,7 +31,7 @@ def folder(built, split, shop, options, tmp_path_factory):
     built.tokenizer.save_pretrained(folder)
     model = TTDSForCausalLM.from_pretrained(folder).eval()
     rows, lists = reranker.join(
-        model, split, RerankerOptions(min_pair_users=2), num_beams=20, seed=0
+        model, model, split, RerankerOptions(min_pair_users=2), num_beams=20, seed=0
     )
     rows["test"][LM_ONLY]["unique_sids"] = report.unique_sids(model)
     rows["test"] |= report.baseline_rows(split, "test", shop)
