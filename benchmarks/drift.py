@@ -1,7 +1,7 @@
 """Let a catalogue drift: an index of the first half of the log, a language model of nine tenths.
 
-python -m benchmarks.drift --name scientific --dataset_name FOLDER --seed 0
-    --config recipes/experiments/scientific/sft.yaml
+python -m benchmarks.drift --name toys --dataset_name FOLDER --seed 0
+    --config recipes/experiments/toys/sft.yaml
 
 Towers, collaborative embeddings and semantic IDs of the first half meet the log up to the test:
 items that came since are added from their text. The language model is tuned on all of it with that

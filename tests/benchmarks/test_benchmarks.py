@@ -151,7 +151,7 @@ def test_the_bootstrap_is_that_of_scipy():
     for column, report in enumerate(compare.bootstrap(ours, theirs).values()):
         expected = stats.bootstrap(
             (ours[:, column], theirs[:, column]), lambda a, b, axis: (a - b).mean(axis=axis),
-            paired=True, method="percentile", n_resamples=compare.RESAMPLES, rng=draw,
+            paired=True, method="percentile", n_resamples=compare.RESAMPLES, random_state=draw,
         )  # fmt: skip
         wide = expected.confidence_interval.high - expected.confidence_interval.low
         assert report["interval"] == pytest.approx(expected.confidence_interval, abs=wide / 20)
