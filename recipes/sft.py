@@ -150,8 +150,13 @@ def fit_model(
             folder=Path(options.index.cache_dir),
         )
     with report.stage("Fit what profiles say of nodes"):
-        profile_epochs = options.language_model.profile_epochs
-        fit_profiles(model, known.training, num_epochs=profile_epochs, seed=seed)
+        fit_profiles(
+            model,
+            known.training,
+            num_epochs=options.language_model.profile_epochs,
+            seed=seed,
+            folder=Path(options.index.cache_dir),
+        )
     make_room(training, options.output)
     with report.stage("Tune the language model"):
         trainer = TTDSTrainer(

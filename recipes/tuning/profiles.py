@@ -1,15 +1,21 @@
 """Fit what the profiles of histories say of the nodes, before the language model is tuned."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 
+from modeling_ttds import modeling_ttds, nodes_ttds
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.nodes_ttds import TTDSHistory
+from recipes.index.embeddings import cached_fit, hashed
 
 LONGEST = 50  # newest items of a history that are read
+FILES = (__file__, nodes_ttds.__file__, modeling_ttds.__file__)
+CODE = [Path(file).read_text("utf-8") for file in FILES]
 
 
 def fit_profiles(
@@ -21,6 +27,7 @@ def fit_profiles(
     learning_rate: float = 2e-3,
     pair_learning_rate: float = 1e-2,
     seed: int,
+    folder: Path | None = None,
 ) -> None:
     """Fit the profiles' weights of the node head, and the vectors of pairs, without any state.
 
@@ -35,31 +42,45 @@ def fit_profiles(
         learning_rate: Of Adam for the profiles' weights; it falls to zero as a cosine.
         pair_learning_rate: The same for the vectors of pairs.
         seed: Seed of order and dropout.
+        folder: Keeps the finished fit; the same fit is not made twice.
     """
     histories = [history[-LONGEST - 1 :] for history in training if len(history) > 1]
     if not num_epochs or not histories:
         return
-    torch.manual_seed(seed)
     weights = [model.node_head.level(level)[1] for level in range(model.trie.num_levels)]
+    pairs = list(model.node_pairs.parameters()) if model.config.pair_dim else []
+
+    def fit() -> None:
+        groups = [{"params": weights, "lr": learning_rate}]
+        if pairs:
+            groups.append({"params": pairs, "lr": pair_learning_rate})
+        optimizer = torch.optim.Adam(groups)
+        steps = num_epochs * -(-len(histories) // batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        model.train()
+        with tqdm(range(num_epochs), desc="fit profiles", unit="epoch") as epochs:
+            for _ in epochs:
+                for users in torch.randperm(len(histories)).split(batch_size):
+                    loss = profile_loss(model, [histories[user] for user in users.tolist()])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                epochs.set_postfix(loss=f"{loss.item():.3f}")
+        model.zero_grad()
+
+    torch.manual_seed(seed)
     for weight in weights:
         weight.requires_grad_(True)
-    groups = [{"params": weights, "lr": learning_rate}]
-    if model.config.pair_dim:
-        groups.append({"params": list(model.node_pairs.parameters()), "lr": pair_learning_rate})
-    optimizer = torch.optim.Adam(groups)
-    steps = num_epochs * -(-len(histories) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    model.train()
-    with tqdm(range(num_epochs), desc="fit profiles", unit="epoch") as epochs:
-        for _ in epochs:
-            for users in torch.randperm(len(histories)).split(batch_size):
-                loss = profile_loss(model, [histories[user] for user in users.tolist()])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            epochs.set_postfix(loss=f"{loss.item():.3f}")
-    model.zero_grad()
+    config = model.config
+    shown = torch.from_numpy(np.concatenate([*histories, [len(h) for h in histories]]))
+    key = {
+        "data": hashed(*model.state_dict().values(), shown),
+        "settings": [num_epochs, batch_size, learning_rate, pair_learning_rate, seed],
+        "dropout": [config.item_vector_dropout, config.pair_dropout],
+        "code": CODE,
+    }
+    cached_fit(folder, "profiles", nn.ParameterList([*weights, *pairs]), key, fit)
     for weight in weights:
         weight.requires_grad_(False)
 

@@ -1,7 +1,9 @@
 """What the profiles of histories are fitted to."""
 
+import pytest
 import torch
 
+from recipes.tuning import profiles
 from recipes.tuning.profiles import fit_profiles, profile_loss
 
 
@@ -25,7 +27,9 @@ def test_the_loss_is_that_of_the_language_model_whose_state_says_nothing(built, 
     torch.testing.assert_close(found, torch.stack(losses).sum() / (len(history) - 1))
 
 
-def test_fitting_learns_moves_nothing_else_and_is_the_same_again(model, split):
+def test_fitting_learns_moves_nothing_else_and_is_the_same_again(
+    model, split, tmp_path, monkeypatch
+):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         start = profile_loss(model.eval(), split.training)
@@ -40,6 +44,17 @@ def test_fitting_learns_moves_nothing_else_and_is_the_same_again(model, split):
     held = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert held == {f"node_head.profile_{level}" for level in range(model.trie.num_levels)}
     model.load_state_dict(before)
-    fit_profiles(model, split.training, num_epochs=6, batch_size=8, seed=0)
+    kept = {"num_epochs": 6, "batch_size": 8, "seed": 0, "folder": tmp_path}
+    fit_profiles(model, split.training, **kept)
     for name, value in model.state_dict().items():
         assert torch.equal(value, after[name]), name
+
+    model.load_state_dict(before)
+    monkeypatch.setattr(profiles, "profile_loss", None)  # from the cache there is nothing to fit
+    fit_profiles(model, split.training, **kept)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, after[name]), name
+    assert held == {name for name, p in model.named_parameters() if not p.requires_grad}
+    model.load_state_dict(before)
+    with pytest.raises(TypeError):  # of other histories it is another fit
+        fit_profiles(model, split.training[1:], **kept)
