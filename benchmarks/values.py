@@ -2,7 +2,8 @@
 
 A NAME is one of
 
-    NDCG@10 of TTDS on scientific                       a test metric, mean over seeds
+    NDCG@10 of TTDS on scientific                       a test metric, mean over seeds; of another
+                                                        split or order on beauty-timeline
     gain in NDCG@10 of TTDS over re-ranker only on toys in per cent
     minutes of TTDS on toyshop                          also seconds, GB, hardware
     users of the data scientific                        also items, interactions
@@ -71,7 +72,8 @@ def with_values(text: str, rows: list[dict]) -> str:
 
 
 def _runs(rows: list[dict], method: str, dataset: str) -> list[dict]:
-    methods = ranking_runs(rows, dataset)
+    dataset, _, order = dataset.partition("-")
+    methods = ranking_runs(rows, dataset, order or "published")
     return methods.get(best_baseline(methods) if method == "best baseline" else method, [])
 
 

@@ -317,6 +317,7 @@ def rank_users(
     """
     users = len(split.view("validation").users("validation"))
     if options.memory and users >= LEAST_USERS:
+        chosen.config.min_pair_users = model.config.min_pair_users = options.min_pair_users
         rows, lists = join(
             chosen, model, split, options, num_beams=num_beams, seed=seed, folder=folder, text=text
         )
@@ -397,7 +398,6 @@ def join(
         memory = build_cooccurrence(
             log.training, len(asked.catalogue), options.min_pair_users, log.training_timestamps
         )
-        asked.config.min_pair_users = options.min_pair_users
         asked.set_priors(memory.to(asked.device), head)
 
     then = split.view("validation")
