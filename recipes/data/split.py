@@ -319,14 +319,8 @@ def _timeline(
         )
     counted = [line[:end] for line, end in zip(data.histories, ends[:, 1], strict=True)]
     users = np.flatnonzero(ends[:, 1])
-    none = np.full(len(users), -1)
-    views["refit"] = Split(
-        _as_of(data, users, ends[users, 1], known[1]),
-        [counted[user] for user in users],
-        none,
-        none,
-        exclude_seen=exclude_seen,
-    )
+    past, none = _as_of(data, users, ends[users, 1], known[1]), np.full(len(users), -1)
+    views["refit"] = Split(past, past.histories, none, none, exclude_seen=exclude_seen)
     test = targets["test"]
     counts = [f"{(test >= size).sum():,}" for size in known]
     print(

@@ -76,9 +76,11 @@ def cached(folder: Path | None, name: str, key: dict, compute: Callable[[], Tens
 
 
 def cached_fit(
-    folder: Path | None, name: str, module: nn.Module, key: dict, fit: Callable[[], None]
+    folder: Path | None, name: str, module: nn.Module, key: dict, fit: Callable[[], None], seed: int
 ) -> None:
     """Give a module the weights and buffers of its fit from the cache, or fit and keep them.
+
+    What is drawn at random afterwards is the same either way.
 
     Args:
         folder: As of `cached`.
@@ -86,6 +88,7 @@ def cached_fit(
         module: What is fitted; its state is of one type.
         key: As of `cached`.
         fit: Fits the module in place.
+        seed: Seed of what follows.
     """
 
     def compute() -> Tensor:
@@ -97,6 +100,7 @@ def cached_fit(
     for tensor, values in zip(state, kept, strict=True):
         tensor.copy_(values.view_as(tensor))
     module.eval()
+    torch.manual_seed(seed)
 
 
 def hashed(*parts: str | bytes | Tensor) -> str:

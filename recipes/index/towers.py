@@ -129,8 +129,7 @@ def fit_tower(
         "settings": [num_epochs, batch_size, learning_rate, seed],
         "code": CODE,
     }
-    cached_fit(folder, "tower", tower, key, fit)
-    torch.manual_seed(seed)  # and the same draws after it
+    cached_fit(folder, "tower", tower, key, fit, seed)
     return tower_report(tower, text, collaborative)
 
 

@@ -213,7 +213,7 @@ def fit_reranker(
     settings = [num_epochs, batch_size, learning_rate, cold_item_dropout, seed]
     data = hashed(users.items, users.features, users.target)
     key = {"data": data, "settings": settings, "code": CODE}
-    cached_fit(folder, "reranker", reranker, key, fit)
+    cached_fit(folder, "reranker", reranker, key, fit, seed)
     return reranker
 
 

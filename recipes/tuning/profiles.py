@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 
-from modeling_ttds import modeling_ttds, nodes_ttds
+from modeling_ttds import entities_ttds, nodes_ttds, trie_ttds
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.nodes_ttds import TTDSHistory
 from recipes.index.embeddings import cached_fit, hashed
 
 LONGEST = 50  # newest items of a history that are read
-FILES = (__file__, nodes_ttds.__file__, modeling_ttds.__file__)
+FILES = (__file__, entities_ttds.__file__, nodes_ttds.__file__, trie_ttds.__file__)
 CODE = [Path(file).read_text("utf-8") for file in FILES]
 
 
@@ -80,7 +80,7 @@ def fit_profiles(
         "dropout": [config.item_vector_dropout, config.pair_dropout],
         "code": CODE,
     }
-    cached_fit(folder, "profiles", nn.ParameterList([*weights, *pairs]), key, fit)
+    cached_fit(folder, "profiles", nn.ParameterList([*weights, *pairs]), key, fit, seed)
     for weight in weights:
         weight.requires_grad_(False)
 

@@ -46,12 +46,14 @@ def test_fitting_learns_moves_nothing_else_and_is_the_same_again(
     model.load_state_dict(before)
     kept = {"num_epochs": 6, "batch_size": 8, "seed": 0, "folder": tmp_path}
     fit_profiles(model, split.training, **kept)
+    drawn = torch.rand(3)
     for name, value in model.state_dict().items():
         assert torch.equal(value, after[name]), name
 
     model.load_state_dict(before)
     monkeypatch.setattr(profiles, "profile_loss", None)  # from the cache there is nothing to fit
     fit_profiles(model, split.training, **kept)
+    assert torch.equal(torch.rand(3), drawn), "what follows is the same either way"
     for name, value in model.state_dict().items():
         assert torch.equal(value, after[name]), name
     assert held == {name for name, p in model.named_parameters() if not p.requires_grad}
