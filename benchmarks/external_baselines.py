@@ -211,6 +211,7 @@ def main(arguments: argparse.Namespace) -> None:
         "peak_memory_mb": chosen["peak_memory_mb"],
         "validation": evaluate_run(split, "validation", chosen["validation"]),
         "test": evaluate_run(split, "test", chosen["test"]),
+        "users_a_second": round(len(chosen["test"]) / chosen["listing_cpu_seconds"], 1),
     }
     write_result(name, arguments.seed, chosen["seconds"], content, chosen["test"])
     print({metric: round(content["test"][metric], 4) for metric in ("HR@10", "NDCG@10")})
