@@ -29,13 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
+from torch import Tensor
 
 from benchmarks.result import slug, write_result
 from recipes.data.split import Split, split_data
 from recipes.data.tables import read_data
 from recipes.evaluation.metrics import evaluate_run
 from recipes.evaluation.report import write_json
+from recipes.index.embeddings import read_text_embeddings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -125,21 +126,14 @@ def environment(package: str) -> Path:
     return python
 
 
-def write_histories(split: Split, text: np.ndarray, folder: Path) -> None:
+def write_histories(split: Split, text: Tensor, folder: Path) -> None:
     """Write what an external baseline may know: `histories.json` and `text.npy`, rows without ids.
 
     Args:
         split: The split; its test targets stay here.
         text: Text embeddings, (num_items, text_dim).
         folder: Where to; made if need be.
-
-    Raises:
-        ValueError: There is not one embedding per item.
     """
-    if len(text) != split.num_items:
-        raise ValueError(
-            f"{TEXT_FILE} has {len(text):,} rows for {split.num_items:,} items; make it anew."
-        )
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "num_items": split.num_items,
@@ -147,7 +141,19 @@ def write_histories(split: Split, text: np.ndarray, folder: Path) -> None:
         "validation_targets": split.validation_targets.tolist(),
     }
     write_json(folder / "histories.json", content)
-    np.save(folder / "text.npy", text.astype(np.float32))
+    np.save(folder / "text.npy", text.numpy())
+
+
+def hand_over(source: Path, folder: Path) -> Split:
+    """Read and split a data set, write what an external baseline may know of it.
+
+    Args:
+        source: Folder of the data set, with `text_embeddings.safetensors`.
+        folder: As of `write_histories`.
+    """
+    split = split_data(read_data(str(source)))
+    write_histories(split, read_text_embeddings(source / TEXT_FILE, split.num_items), folder)
+    return split
 
 
 def run(method: str, config: dict, folder: Path, output: Path) -> dict:
@@ -178,10 +184,8 @@ def main(arguments: argparse.Namespace) -> None:
         known = ", ".join(EXTERNAL_BASELINES)
         raise SystemExit(f"`--method` is {arguments.method!r}; take one of {known}.")
     external, source = EXTERNAL_BASELINES[arguments.method], Path(arguments.dataset_name)
-    data = read_data(str(source))
-    split = split_data(data)
     folder = OUTPUTS / source.name
-    write_histories(split, load_file(source / TEXT_FILE)["text"], folder)
+    split = hand_over(source, folder)
 
     found, tried = [], []
     for number, config in enumerate(external.configs):
@@ -207,7 +211,7 @@ def main(arguments: argparse.Namespace) -> None:
         "package": chosen["package"],
         "config": chosen["config"],
         "tuning": {"configurations": len(tried), "chosen": best, "tried": tried},
-        "data_sha256": data.sha256,
+        "data_sha256": split.data_sha256,
         "peak_memory_mb": chosen["peak_memory_mb"],
         "validation": evaluate_run(split, "validation", chosen["validation"]),
         "test": evaluate_run(split, "test", chosen["test"]),
