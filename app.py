@@ -120,7 +120,7 @@ class Shop:
         self.titles = folded("\0".join(titles)).split("\0")  # a million at once
         self.paths, self.kinds = list(paths), torch.tensor(kinds)
         self.popular = range(len(model.catalogue))
-        if model.config.has_reranker:
+        if model.config.has_cooccurrence:
             self.popular = model.cooccurrence.popularity.argsort(
                 descending=True, stable=True
             ).tolist()

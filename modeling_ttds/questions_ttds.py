@@ -207,7 +207,9 @@ class TTDSQuestionsMixin:
             ValueError: The model has no re-ranker.
         """
         if not self.config.has_reranker:
-            raise ValueError("The model has no re-ranker; train one with --reranker true.")
+            raise ValueError(
+                "The model has no re-ranker: none was asked for, or lists are no better with one."
+            )
         seen = histories if self.config.exclude_seen else [[]] * len(histories)
         candidates = TTDSCandidates(self.trie, allowed, pad_rows(seen, None, self.device))
         recall = self.recall(histories, candidates, max(self.num_candidates, top_k))
@@ -292,7 +294,7 @@ class TTDSQuestionsMixin:
         steps = reached.diff(dim=1, prepend=torch.zeros_like(reached[:, :1])).exp()
         resembles = self.item_text[past] @ self.item_text[rows].T - ALIKE  # (history, num_items)
         follows = torch.zeros_like(resembles)
-        if past and self.config.has_reranker:
+        if past and self.config.has_cooccurrence:
             alone = torch.tensor(past, device=self.device)[:, None]
             found = TTDSNeighbours(self.cooccurrence, alone)
             follows = found.at(wanted.expand(len(past), -1), found.sums((1.0, 1.0, 1.0)))[..., 0]

@@ -213,7 +213,7 @@ class RerankerOptions(_Group):
     memory: bool = _option(
         True, "Fit priors of a co-occurrence memory, which join the beam search."
     )
-    reranker: bool = _option(True, "Fit a re-ranker too.")
+    reranker: bool = _option(True, "Fit a re-ranker; it stays unless lists are better without.")
     min_pair_users: int = _option(1, "Least users behind a pair of items that the memory keeps.")
     cold_item_dropout: float = _option(
         0.75,

@@ -175,6 +175,15 @@ def _metadata(model_id: str, metrics: dict[str, Any], which: str, stale: bool) -
     )
 
 
+def keeps_pairs(config: dict[str, Any]) -> bool:
+    """Return whether a co-occurrence memory is among a model's weights.
+
+    Args:
+        config: The model's configuration, as its file holds it.
+    """
+    return bool(config.get("has_priors") or config.get("has_reranker"))
+
+
 def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     tower, decoder = config["item_tower"], config["backbone_config"]
     start, encoder = metrics.get("backbone"), config["text_encoder"]
@@ -183,11 +192,10 @@ def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         "backbone": "by the decoder",
     }.get(encoder, f"by `{encoder}`, which is loaded when items are added or words asked for")
     origin = f"tuned from `{start}`" if start else "trained from scratch"
-    ranking = (
-        " A co-occurrence memory and a small re-ranker add counting to the language model."
-        if config.get("has_reranker")
-        else ""
-    )
+    ranking = ""
+    if keeps_pairs(config):
+        joins = "memory and a small re-ranker add" if config.get("has_reranker") else "memory adds"
+        ranking = f" A co-occurrence {joins} counting to the language model."
     return (
         "A generative recommender. Two towers give every item and every user a semantic ID of "
         f"{tower['num_levels']} codes, each one of {tower['num_codes']}, from text and from "
@@ -297,10 +305,10 @@ def _results(config: dict[str, Any], rows: dict[str, dict], which: str) -> str:
         "target is one that training had seen at most 5 times."
     )
     if TTDS in rows:
-        notes += (
-            f" `{TTDS}` is language model and re-ranker together, "
-            f"`{LM_ONLY}` the language model alone."
-        )
+        both = "language model and re-ranker together"
+        if not config.get("has_reranker"):
+            both = "what is generated, since validation was better without a re-ranker"
+        notes += f" `{TTDS}` is {both}, `{LM_ONLY}` the language model alone."
     if "oracle" in rows:
         notes += " The oracle knows the true probabilities the data was drawn from."
     return "\n".join(lines) + f"\n\n{notes}"
@@ -351,7 +359,7 @@ def _when_not(config: dict[str, Any]) -> str:
         "- For people or items unlike those of its data: another shop, country or language needs a "
         "training of its own.",
     ]
-    if config.get("has_reranker"):
+    if keeps_pairs(config):
         lines.append(
             "- Where nobody may learn which items were chosen together: the co-occurrence memory "
             "can be read out of the weights."
@@ -373,7 +381,7 @@ def _limits(config: dict[str, Any], metrics: dict[str, Any], row: dict[str, floa
         )
     privacy = "- These files hold no user ids and no histories."
     least = config.get("min_pair_users") or metrics.get("options", {}).get("min_pair_users")
-    if least:
+    if least and keeps_pairs(config):
         behind = "even a single user" if least == 1 else f"at least {least} users"
         privacy += f" Its co-occurrence memory keeps pairs of items that {behind} had in common."
     return "\n".join([*lines, privacy])

@@ -13,7 +13,7 @@ from huggingface_hub import SpaceCardData
 from safetensors import safe_open
 
 from recipes.evaluation.report import lists_folder
-from recipes.hub.card import CURVE, NEEDS, card, is_generated
+from recipes.hub.card import CURVE, NEEDS, card, is_generated, keeps_pairs
 from recipes.index.embeddings import hashed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def model_files(
     _check_whole(folder, files, config, include_user_lists)
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     least = config.get("min_pair_users") or metrics.get("options", {}).get("min_pair_users", 1)
-    if config["has_reranker"] and not (allow_rare_pairs or is_generated(metrics)):
+    if keeps_pairs(config) and not (allow_rare_pairs or is_generated(metrics)):
         check_cooccurrence(least)
     metrics = public_json(folder / "metrics.json")
     files["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"

@@ -165,7 +165,7 @@ def take_over_push(
         return None
     if training.hub_model_id is None:
         raise PublishError("`push_to_hub` needs `hub_model_id`; pass --hub_model_id OWNER/NAME.")
-    if reranker.reranker and data.dataset_name is not None and not output.allow_rare_pairs:
+    if reranker.memory and data.dataset_name is not None and not output.allow_rare_pairs:
         check_cooccurrence(reranker.min_pair_users)
     destination = Destination(
         training.hub_model_id, private=training.hub_private_repo, token=training.hub_token

@@ -378,6 +378,9 @@ def join(
     priors and re-ranker are fitted with one model and handed to another, which knows what precedes
     the test; items of a period that a model's training did not know are added to it first.
 
+    A re-ranker that lowers NDCG@10 on validation is left out: the model is given none, and the row
+    of both together is that of what is generated.
+
     Args:
         chosen: A tuned model with a frozen SID table, which saw no validation target.
         model: The model to be measured on the test and to get priors and re-ranker; as of
@@ -418,7 +421,6 @@ def join(
         which: {row: found[:, :20] for row, found in generated.items()}
         for which, (_, generated) in (("validation", validation), ("test", test))
     }
-    recall = None
     if options.reranker:
         users = validation[0]
         recall = (users.target >= 0).float().mean().item()
@@ -430,7 +432,6 @@ def join(
                 lists["validation"][row] = cross_fit(*seen, **fit)
             reranker = fit_reranker(*seen, **fit)
             lists["test"][row] = ranked(reranker, view(test[0], num_beams))
-        model.set_reranker(model.cooccurrence, reranker.to(model.device))
     named = {which: {row: _rows(found) for row, found in rows.items()}
              for which, rows in lists.items()}  # fmt: skip
     rows = {
@@ -439,7 +440,19 @@ def join(
         }
         for which, found_by in named.items()
     }
-    if recall is not None:
+    if options.reranker:
+        with_it, without = (rows["validation"][row]["NDCG@10"] for row in (TTDS, GENERATED))
+        if with_it >= without:
+            model.set_reranker(model.cooccurrence, reranker.to(model.device))
+        else:
+            print(
+                f"NDCG@10 on validation is {with_it:.4f} with the re-ranker and {without:.4f} "
+                "without: it is left out."
+            )
+            named["test"][TTDS] = named["test"][GENERATED]
+            for found in rows.values():
+                found[TTDS] = dict(found[GENERATED])
+            rows["validation"][TTDS]["reranked_NDCG@10"] = with_it
         rows["validation"][TTDS]["candidate_recall"] = recall
     return rows, named["test"]
 

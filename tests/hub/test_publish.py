@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from modeling_ttds.configuration_ttds import TTDSConfig
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.config import TTDSArguments
 from recipes.data.tables import write_data
@@ -134,10 +135,11 @@ def test_pairs_of_single_users_leave_only_when_told_to(folder, server, publish, 
     del metrics["options"]
     (other / "metrics.json").write_text(json.dumps(metrics | {"dataset": "mine"}))
     assert "--allow_rare_pairs" in publish(other, "--dry_run", ok=False), "what is not known is 1"
-    model = TTDSForCausalLM.from_pretrained(other)
-    model.config.has_reranker = False
-    model.config.save_pretrained(other)
-    publish(other, "--dry_run")
+    config = TTDSConfig.from_pretrained(other)
+    for part, refused in (("has_reranker", True), ("has_priors", False)):  # priors need it too
+        setattr(config, part, False)
+        config.save_pretrained(other)
+        assert ("--allow_rare_pairs" in publish(other, "--dry_run", ok=not refused)) == refused
 
 
 # What breaks
@@ -476,12 +478,13 @@ def test_run_that_could_not_publish_does_not_start(tmp_path):
     with pytest.raises(PublishError, match="pass --hub_model_id"):
         take_over(generated, **wishes)
     wishes |= {"hub_model_id": "org/run", "hub_token": TOKEN}
-    with pytest.raises(PublishError, match="Train with --min_pair_users 5"):
-        take_over(named, **wishes)
+    for options in (named, altered(named, reranker=False)):
+        with pytest.raises(PublishError, match="Train with --min_pair_users 5"):
+            take_over(options, **wishes)
     for options in (
         generated,
         altered(named, min_pair_users=2),
-        altered(named, reranker=False),
+        altered(named, memory=False, reranker=False),
         altered(named, allow_rare_pairs=True),
     ):
         with pytest.raises(PublishError, match="unset it"):  # tests run offline

@@ -1,6 +1,7 @@
 """Co-occurrence memory and re-ranker against plain Python on tiny histories, and inside a model."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.nodes_ttds import TTDSNodeTable
 from modeling_ttds.reranker_ttds import FEATURES, TTDSRecall, TTDSReranker
 from modeling_ttds.trie_ttds import TTDSCandidates, TTDSTrie
+from recipes.config import RerankerOptions
+from recipes.evaluation.report import GENERATED, TTDS
 from recipes.index.embeddings import hashed
 from recipes.ranking.cooccurrence import build_cooccurrence
-from recipes.ranking.reranker import RankedUsers, cross_fit, fit_reranker, without_model
+from recipes.ranking.reranker import RankedUsers, cross_fit, fit_reranker, join, without_model
 
 HISTORIES = [np.array(h) for h in ([0, 1, 2], [0, 1], [3, 1], [2])]
 ITEMS = 5
@@ -285,3 +288,22 @@ def test_explanations_add_up_to_the_scores(ranking):
 
 def test_memory_of_a_plain_model_is_empty():
     assert scores(TTDSCooccurrence(3, 0), torch.tensor([[0, 1]]), (1.0, 1.0, 1.0)).sum() == 0
+
+
+@pytest.mark.parametrize("seed", [0, 2])  # better with a re-ranker by .013, and without by .014
+def test_a_reranker_that_makes_lists_worse_is_left_out(model, split, seed):
+    draw, targets = np.random.default_rng(seed), np.full_like(split.validation_targets, -1)
+    for user in split.users("validation")[:40]:  # chance alone: nothing can be learnt
+        unseen = np.setdiff1d(range(split.num_items), split.history(user, "validation"))
+        targets[user] = draw.choice(unseen)
+    some = replace(split, validation_targets=targets)
+    options = RerankerOptions(cold_item_dropout=0)
+    rows, lists = join(model, model, some, options, num_beams=20, seed=0)
+    both, written = rows["validation"][TTDS], rows["validation"][GENERATED]
+    kept = both.get("reranked_NDCG@10", both["NDCG@10"]) >= written["NDCG@10"]
+    assert model.config.has_reranker == kept == ("reranked_NDCG@10" not in both) == (seed == 0)
+    assert (lists[TTDS] == lists[GENERATED]) == (rows["test"][TTDS] == rows["test"][GENERATED])
+    assert (lists[TTDS] == lists[GENERATED]) == (not kept)
+    asked = [some.history(user, "test").tolist() for user in some.users("test")]
+    found = model.recommend_rows(asked, 10, num_beams=20, exclude_seen=some.exclude_seen)
+    assert [[row for row, _ in pairs] for pairs in found] == [rows[:10] for rows in lists[TTDS]]
