@@ -9,7 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 PLACEHOLDER_START = 2**24
 KINDS = ("item", "user")
 # Others look for the language model's shape in the whole model's configuration: DeepSpeed's "auto",
-# PEFT's prompt tuning.
+# PEFT's prompt tuning. Whether a cache is kept is read and set there too.
 OF_BACKBONE = (
     "vocab_size",
     "hidden_size",
@@ -17,6 +17,7 @@ OF_BACKBONE = (
     "num_attention_heads",
     "num_key_value_heads",
     "max_position_embeddings",
+    "use_cache",
 )
 
 

@@ -188,10 +188,12 @@ class TTDSEntitiesMixin:
         # could come to lie where one lay that is gone.
         held, versions, made = self.__dict__.get(name, ((), (), None))
         if torch.compiler.is_compiling():
-            if made is None:
+            # Tensors are others while they are traced.
+            both = zip(held, parts, strict=made is not None)
+            if made is None or any(a is not b for a, b in both if not isinstance(b, Tensor)):
                 raise RuntimeError(
-                    "The trie is not built yet; call `prepare_tracing` before the model is "
-                    "exported or compiled."
+                    "The trie of today's catalogue is not built yet; call `prepare_tracing` before "
+                    "the model is exported or compiled."
                 )
             return made
         now = [part._version if isinstance(part, Tensor) else 0 for part in parts]
@@ -223,7 +225,6 @@ class TTDSEntitiesMixin:
         `from_pretrained` does so. What is exported keeps the catalogue of that moment.
         """
         if len(self.item_sids):
-            self.trie.prepare()
             self.node_table  # noqa: B018
 
     def make_node_pairs(self) -> None:

@@ -394,8 +394,18 @@ class TTDSForCausalLM(
         )
         if inputs_embeds is not None:
             input_ids = torch.cat([self.ids_of(inputs_embeds), input_ids], 1)
+        cache = inputs.get(CACHE)
+        if isinstance(cache, Cache) and cache.is_compileable:
+            # As long at every step, or each would be compiled anew; what is before says nothing.
+            length = max(getattr(layer, "max_cache_len", 0) for layer in cache.layers)
+            input_ids = F.pad(input_ids, (max(length - input_ids.shape[1], 0), 0), value=-100)
         inputs["context_ids"] = input_ids
         return inputs
+
+    def get_compiled_call(self, *args, **kwargs) -> Callable:
+        """Return what `generate` calls where it compiles, for the catalogue of today."""
+        self.prepare_tracing()
+        return super().get_compiled_call(*args, **kwargs)
 
     @classmethod
     def is_backend_compatible(cls) -> bool:

@@ -1,7 +1,6 @@
 """The trie of semantic IDs, and which items below its nodes may appear."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,6 +36,9 @@ class TTDSTrie:
         first_item: Per depth, where a node's items begin, (num_nodes + 1,).
         first_child: Per depth but the last, where a node's children begin, (num_nodes + 1,).
         codes: Per depth, the last code on the way to a node, (num_nodes,); depth 0 is the root.
+
+    Attributes:
+        most_children: Per depth but the last, how many children a node has at most.
     """
 
     order: Tensor
@@ -44,6 +46,17 @@ class TTDSTrie:
     first_item: list[Tensor]
     first_child: list[Tensor]
     codes: list[Tensor]
+    most_children: list[int] = field(init=False)
+    # Per depth but the root's, parent and code of every node as one ascending number.
+    _edges: list[Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        # At once and not on first need: what is traced cannot make it.
+        self.most_children, self._edges = [], []
+        for first, codes in zip(self.first_child, self.codes[1:], strict=True):
+            counts = first.diff()
+            self.most_children.append(int(counts.max()) if len(counts) else 0)
+            self._edges.append((torch.repeat_interleave(counts) << 32) + codes)
 
     @classmethod
     def build(cls, sids: Tensor) -> "TTDSTrie":
@@ -161,24 +174,6 @@ class TTDSTrie:
     def num_items_below(self, nodes: Tensor, depth: int) -> Tensor:
         """Return how many items lie below nodes, shaped as nodes."""
         return self.first_item[depth][nodes + 1] - self.first_item[depth][nodes]
-
-    @cached_property
-    def most_children(self) -> list[int]:
-        """Per depth but the last, how many children a node has at most."""
-        return [int(first.diff().max()) for first in self.first_child]
-
-    @cached_property
-    def _edges(self) -> list[Tensor]:
-        """Per depth but the root's, parent and code of every node as one ascending number."""
-        edges = []
-        for depth, first in enumerate(self.first_child):
-            parents = torch.repeat_interleave(first.diff())
-            edges.append((parents << 32) + self.codes[depth + 1])
-        return edges
-
-    def prepare(self) -> None:
-        """Make all that is made on first need, since what is traced cannot make it."""
-        self.most_children, self._edges  # noqa: B018
 
     def child(self, nodes: Tensor, codes: Tensor, depth: int) -> Tensor:
         """Return the children that codes lead to, shaped as nodes; -1 where there is none.

@@ -6,6 +6,8 @@ import unittest
 import torch
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config, testing_utils
 from upstream.tests import test_modeling_common
+from upstream.tests.exporters import test_export
+from upstream.tests.generation import test_utils
 from upstream.tests.generation.test_utils import GenerationTesterMixin
 from upstream.tests.test_configuration_common import ConfigTester
 from upstream.tests.test_modeling_common import ModelTesterMixin, ids_tensor
@@ -33,7 +35,8 @@ def less_flaky(config):
     testing_utils.set_config_for_less_flaky_test(config.backbone_config)
 
 
-test_modeling_common.set_config_for_less_flaky_test = less_flaky
+for module in (test_modeling_common, test_utils, test_export):
+    module.set_config_for_less_flaky_test = less_flaky
 
 
 class Tester:

@@ -56,7 +56,8 @@ def fetch(folder: Path) -> tuple[Path, list[str]]:
             continue
         try:
             with urllib.request.urlopen(f"{REPOSITORY}/v{version}/tests/{name}") as answer:
-                file.write_bytes(answer.read())
+                # Some name their package in full, which is ours here.
+                file.write_bytes(answer.read().replace(b"from tests.", b"from upstream.tests."))
         except urllib.error.URLError:
             file.write_text(stand_in, "utf-8")
             missing.append(name)

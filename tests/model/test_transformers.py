@@ -7,12 +7,13 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from datasets import Dataset
 from peft import PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import AutoModel, CompileConfig, Trainer, TrainingArguments
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from modeling_ttds import TTDSForCausalLM
+from modeling_ttds import TTDSConfig, TTDSForCausalLM
 from modeling_ttds.configuration_ttds import placeholder_ids
+from modeling_ttds.prefix_ttds import CACHE
 from tests.model.test_generation import LEVELS, SHAPES, START, make_model, spelt
 
 IDS = torch.tensor([[5, *spelt(3), 7, *spelt(8)[:2]]])  # words, an item, and a part of another
@@ -99,6 +100,55 @@ def test_the_model_is_traced_without_a_break(llama):
         cache_implementation="static", disable_compile=True,
     )  # fmt: skip
     assert torch.equal(static, made)
+
+
+@torch.no_grad()
+def test_what_has_run_once_is_traced_and_an_old_catalogue_is_not(llama):
+    compiled = torch.compile(llama, fullgraph=True, backend="eager")
+    expected = llama(input_ids=IDS).logits
+    torch.testing.assert_close(compiled(input_ids=IDS).logits, expected, atol=1e-5, rtol=0)
+    llama.remove_items(["i1"])
+    with pytest.raises(Exception, match="call `prepare_tracing`"):
+        compiled(input_ids=IDS)
+    changed = llama(input_ids=IDS).logits
+    assert not torch.allclose(changed, expected, atol=1e-3)
+    torch.testing.assert_close(compiled(input_ids=IDS).logits, changed, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_generate_compiles_once_for_each_catalogue(llama):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_config = CompileConfig(backend=keep, mode=None, fullgraph=True, dynamic=False)
+    compile_config._compile_all_devices = True
+    options = {
+        "max_new_tokens": 4, "eos_token_id": None, "do_sample": False,
+        "output_logits": True, "return_dict_in_generate": True,
+    }  # fmt: skip
+    static = options | {"cache_implementation": "static", "compile_config": compile_config}
+    found = []
+    for gone in ([], ["i1", "i4", "i7"]):
+        llama.remove_items(gone)
+        compiled = llama.generate(input_ids=IDS, **static)
+        plain = llama.generate(input_ids=IDS, **options)
+        assert torch.equal(compiled.sequences, plain.sequences)
+        logits = torch.stack(plain.logits)
+        torch.testing.assert_close(torch.stack(compiled.logits), logits, atol=1e-5, rtol=0)
+        found.append(logits)
+        assert len(graphs) == len(found), "one for all tokens"
+    assert not torch.allclose(*found, atol=1e-3)
+
+
+def test_whether_a_cache_is_kept_is_set_in_the_configuration_of_the_whole(model, tmp_path):
+    assert model.config.use_cache and model(input_ids=IDS).get(CACHE) is not None
+    model.config.use_cache = False
+    assert model(input_ids=IDS).get(CACHE) is None
+    model.config.save_pretrained(tmp_path)
+    assert not TTDSConfig.from_pretrained(tmp_path).backbone_config.use_cache
 
 
 @torch.no_grad()
