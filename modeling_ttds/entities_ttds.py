@@ -264,9 +264,13 @@ class TTDSEntitiesMixin:
         level = torch.where(is_item, offset // tower.num_codes, -1)
         code = offset % tower.num_codes
         depth, nodes = torch.zeros_like(ids), torch.zeros_like(ids)
+        inside = torch.ones_like(level, dtype=torch.bool)
+        if position_ids is not None:  # no item goes on from another history
+            inside = (position_ids != 0).expand_as(ids)
         for before in range(tower.num_levels):
             parents = F.pad(nodes, (1, -1))
-            here = (level == before) & ((F.pad(depth, (1, -1)) == before) | (before == 0))
+            goes_on = inside & (F.pad(depth, (1, -1)) == before)
+            here = (level == before) & (goes_on | (before == 0))
             child = trie.child(parents if before else torch.zeros_like(parents), code, before)
             here = here & (child >= 0)
             nodes = torch.where(here, child, nodes)

@@ -18,7 +18,7 @@ from transformers import (
 
 from .configuration_ttds import KINDS
 from .nodes_ttds import TTDSNodeTable
-from .prefix_ttds import TTDSPrefix, child_log_probs, columns, states_behind
+from .prefix_ttds import TTDSPrefix, child_log_probs, columns, states_behind, visible_ids
 from .priors_ttds import TTDSPriors
 from .trie_ttds import TTDSCandidates, TTDSTrie
 
@@ -351,7 +351,7 @@ class TTDSGenerationMixin(GenerationMixin):
             return super().generate(inputs, *args, **kwargs)
         with self.lock.reading():
             trie, tower = self.trie, self.config.item_tower
-            seen = self.context(ids).items
+            seen = self.context(visible_ids(ids, kwargs.get("attention_mask"))).items
             if not self.config.exclude_seen:
                 seen = torch.full_like(seen, -1)
             constraint = TTDSConstraint(

@@ -24,7 +24,7 @@ from .losses_ttds import TTDSLogProbs, TTDSLossMixin
 from .nodes_ttds import TTDSNodeHead, TTDSNodePairs
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .precision_ttds import unhalved
-from .prefix_ttds import CACHE
+from .prefix_ttds import CACHE, visible_ids
 from .priors_ttds import TTDSPriorHead
 from .questions_ttds import TTDSQuestionsMixin
 from .recommendation_ttds import TTDSRecommendationMixin
@@ -325,6 +325,7 @@ class TTDSForCausalLM(
             )
         ids = self.ids_of(inputs_embeds) if input_ids is None else input_ids
         whole = ids if context_ids is None else context_ids
+        whole = visible_ids(whole, attention_mask)
         context = self.context(whole, position_ids if context_ids is None else None)
         items = context.items[:, whole.shape[1] - ids.shape[1] :]
         entities = {}
@@ -394,6 +395,8 @@ class TTDSForCausalLM(
         )
         if inputs_embeds is not None:
             input_ids = torch.cat([self.ids_of(inputs_embeds), input_ids], 1)
+        # A static cache is given a mask of another shape.
+        input_ids = visible_ids(input_ids, kwargs.get("attention_mask"))
         cache = inputs.get(CACHE)
         if isinstance(cache, Cache) and cache.is_compileable:
             # As long at every step, or each would be compiled anew; what is before says nothing.

@@ -21,6 +21,18 @@ CACHE = (
 AT_ONCE = 4096  # children whose activations fit a processor's cache: half the time of all at once
 
 
+def visible_ids(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Return ids, and -100 for those that the language model does not see, (batch, length).
+
+    Args:
+        ids: Token or placeholder ids, (batch, length).
+        mask: 1 for tokens, 0 for padding, (batch, length); another shape says nothing of the ids.
+    """
+    if mask is None or mask.shape != ids.shape:
+        return ids
+    return ids.masked_fill(mask == 0, -100)
+
+
 class TTDSPrefix:
     """Prompts run once; continuations of all beams attend to them without a copy.
 

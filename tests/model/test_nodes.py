@@ -138,6 +138,36 @@ def test_a_history_may_be_placeholders_or_sid_tokens_and_starts_anew_in_a_packed
         torch.testing.assert_close(context.histories.profiles[0, slot], profile(random, history))
 
 
+def test_no_item_begins_in_one_history_and_ends_in_another(random):
+    spelt = random.bind(torch.tensor([placeholder_ids("item", 4, LEVELS)]))
+    positions = torch.arange(LEVELS)[None]
+    assert random.context(spelt, positions).items[0, -1] == 4
+    for cut in range(1, LEVELS):  # one row ends with an item's beginning, the next has its rest
+        apart = torch.cat([positions[:, :cut], positions[:, : LEVELS - cut]], 1)
+        context = random.context(spelt, apart)
+        assert (context.items == -1).all() and not context.depth[0, cut:].any()
+
+
+@torch.no_grad()
+def test_ids_that_are_not_seen_say_nothing(random):
+    """Whatever stands under a mask of 0: at the beginning, between, in a cache, while generating."""
+    item = [placeholder_ids("item", row, LEVELS) for row in (4, 9, 30)]
+    ids = torch.tensor([[*item[0], 5, *item[1], 6], [5, 6, 7, 8, *item[1], 6]])
+    other = torch.tensor([[*item[2], 5, *item[1], 6], [*item[0], 8, *item[1], 6]])
+    mask = torch.ones_like(ids)
+    mask[0, :LEVELS] = mask[1, :LEVELS] = 0
+    one, two = (random(input_ids=x, attention_mask=mask).logits[:, LEVELS:] for x in (ids, other))
+    torch.testing.assert_close(one, two)
+    assert not torch.allclose(random(input_ids=ids).logits[:, LEVELS:], one)
+    options = {
+        "attention_mask": mask, "max_new_tokens": 3, "do_sample": False, "eos_token_id": None,
+        "output_logits": True, "return_dict_in_generate": True,
+    }  # fmt: skip
+    for more in ({}, {"num_beams": 2}, {"cache_implementation": "static", "disable_compile": True}):
+        one, two = (random.generate(input_ids=x, **options, **more).logits for x in (ids, other))
+        torch.testing.assert_close(torch.stack(one), torch.stack(two))
+
+
 def test_profiles_reach_no_item_that_comes_later():
     text, collaborative = torch.randn(9, 4), torch.randn(9, 3)
     items, segments = torch.tensor([[1, 2, 3, -1]]), torch.zeros(1, 4, dtype=torch.long)
