@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,15 @@ CACHE = (
 AT_ONCE = 4096  # children whose activations fit a processor's cache: half the time of all at once
 
 
-def visible_ids(ids: Tensor, mask: Tensor | None) -> Tensor:
+def visible_ids(ids: Tensor, mask: Any) -> Tensor:
     """Return ids, and -100 for those that the language model does not see, (batch, length).
 
     Args:
         ids: Token or placeholder ids, (batch, length).
-        mask: 1 for tokens, 0 for padding, (batch, length); another shape says nothing of the ids.
+        mask: 1 for tokens, 0 for padding, (batch, length). What else a trunk takes for a mask, such
+            as one of each pair of places or for each kind of layer, leaves the ids as they are.
     """
-    if mask is None or mask.shape != ids.shape:
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         return ids
     return ids.masked_fill(mask == 0, -100)
 

@@ -36,9 +36,6 @@ class TTDSTrie:
         first_item: Per depth, where a node's items begin, (num_nodes + 1,).
         first_child: Per depth but the last, where a node's children begin, (num_nodes + 1,).
         codes: Per depth, the last code on the way to a node, (num_nodes,); depth 0 is the root.
-
-    Attributes:
-        most_children: Per depth but the last, how many children a node has at most.
     """
 
     order: Tensor
@@ -46,16 +43,17 @@ class TTDSTrie:
     first_item: list[Tensor]
     first_child: list[Tensor]
     codes: list[Tensor]
-    most_children: list[int] = field(init=False)
+    # Per depth but the last, how many children a node has at most.
+    _most_children: list[int] = field(init=False, repr=False)
     # Per depth but the root's, parent and code of every node as one ascending number.
     _edges: list[Tensor] = field(init=False, repr=False)
 
     def __post_init__(self):
         # At once and not on first need: what is traced cannot make it.
-        self.most_children, self._edges = [], []
+        self._most_children, self._edges = [], []
         for first, codes in zip(self.first_child, self.codes[1:], strict=True):
             counts = first.diff()
-            self.most_children.append(int(counts.max()) if len(counts) else 0)
+            self._most_children.append(int(counts.max()) if len(counts) else 0)
             self._edges.append((torch.repeat_interleave(counts) << 32) + codes)
 
     @classmethod
@@ -159,7 +157,7 @@ class TTDSTrie:
         first = self.first_child[depth][nodes]
         count = self.first_child[depth][nodes + 1] - first
         if torch.compiler.is_compiling():  # a shape may not depend on the nodes
-            most = self.most_children[depth]
+            most = self._most_children[depth]
         else:
             most = int(count.max()) if count.numel() else 0
         steps = torch.arange(most, device=nodes.device)

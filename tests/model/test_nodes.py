@@ -150,7 +150,7 @@ def test_no_item_begins_in_one_history_and_ends_in_another(random):
 
 @torch.no_grad()
 def test_ids_that_are_not_seen_say_nothing(random):
-    """Whatever stands under a mask of 0: at the beginning, between, in a cache, while generating."""
+    # Whatever stands under a mask of 0, in one pass, in a cache and while generating.
     item = [placeholder_ids("item", row, LEVELS) for row in (4, 9, 30)]
     ids = torch.tensor([[*item[0], 5, *item[1], 6], [5, 6, 7, 8, *item[1], 6]])
     other = torch.tensor([[*item[2], 5, *item[1], 6], [*item[0], 8, *item[1], 6]])

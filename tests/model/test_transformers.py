@@ -74,6 +74,14 @@ def test_left_padding_changes_nothing(model):
 
 
 @torch.no_grad()
+def test_a_static_cache_gives_the_same(model):
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    static = options | {"cache_implementation": "static", "disable_compile": True}
+    for given in ({"input_ids": IDS}, {"inputs_embeds": model.get_input_embeddings()(IDS)}):
+        assert torch.equal(model.generate(**given, **static), model.generate(**given, **options))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("shape", ["llama untied", "gpt2"])
 def test_the_graph_of_a_loaded_model_is_exported_whole(shape, tmp_path):
     make_model(shape).save_pretrained(tmp_path)
