@@ -393,11 +393,16 @@ class TTDSForCausalLM(
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
         )
+        cache = inputs.get(CACHE)
         if inputs_embeds is not None:
-            input_ids = torch.cat([self.ids_of(inputs_embeds), input_ids], 1)
+            # Ids may be given beside them: what is new is what is kept and read beyond them.
+            kept = cache.get_seq_length() if isinstance(cache, Cache) else 0
+            read = inputs["inputs_embeds" if inputs.get("input_ids") is None else "input_ids"]
+            new = int(kept) + read.shape[1] - inputs_embeds.shape[1]
+            told = input_ids[:, input_ids.shape[1] - new :]
+            input_ids = torch.cat([self.ids_of(inputs_embeds), told], 1)
         # A static cache is given a mask of another shape.
         input_ids = visible_ids(input_ids, kwargs.get("attention_mask"))
-        cache = inputs.get(CACHE)
         if isinstance(cache, Cache) and cache.is_compileable:
             # As long at every step, or each would be compiled anew; what is before says nothing.
             length = max(getattr(layer, "max_cache_len", 0) for layer in cache.layers)

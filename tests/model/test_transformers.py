@@ -43,6 +43,20 @@ def test_rows_of_the_embedding_matrix_are_as_good_as_ids(model):
     assert torch.equal(model.generate(inputs_embeds=rows, **options), generated)
 
 
+@torch.no_grad()
+def test_ids_beside_embeddings_do_not_count_twice(model):
+    ids = torch.tensor([[5, *spelt(3), 7, *spelt(8), 6], [*spelt(1), 7, *spelt(2), 6, 5]])
+    rows = model.get_input_embeddings()(ids)
+    options = {
+        "max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "num_beams": 2,
+        "output_logits": True, "return_dict_in_generate": True,
+    }  # fmt: skip
+    expected = torch.stack(model.generate(input_ids=ids, **options).logits)
+    for given in ({"inputs_embeds": rows}, {"inputs_embeds": rows, "input_ids": ids}):
+        found = torch.stack(model.generate(**given, **options).logits)
+        torch.testing.assert_close(found, expected)
+
+
 def test_prompt_tuning_sees_items_behind_its_virtual_tokens(model):
     virtual = torch.tensor([[9, 11, 13]])
     expected = model(input_ids=torch.cat([virtual, IDS], 1)).logits
