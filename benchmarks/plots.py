@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.result import best_baseline, order, ranking_runs, results
+from benchmarks.result import best_baseline, order, ranking_runs, results, speeds
 from benchmarks.values import is_old
 from recipes.evaluation.report import GENERATED, LM_ONLY, RERANKER_ONLY, TTDS
 
@@ -284,11 +284,36 @@ def draw_curves(found: dict, theme: dict) -> Figure:
     return figure
 
 
+def draw_speeds(found: dict, theme: dict) -> Figure:
+    """Draw HR@10 against users a second.
+
+    Args:
+        found: As of `speeds`.
+        theme: Colours.
+    """
+    figure, panels = plt.subplots(1, max(1, len(found)), figsize=(10, 3.6), squeeze=False)
+    for axes, (dataset, part) in zip(panels[0], found.items(), strict=False):
+        for number, (method, one) in enumerate(part.items()):
+            place = one["users_a_second"], one["HR@10"]
+            colour = COLOURS.get(method, theme["other"])
+            axes.plot(*place, "o", color=colour, markersize=7)
+            # Neighbours on either side, or their names would meet.
+            away = (0, -16 if number % 2 else 8)
+            axes.annotate(method, place, away, textcoords="offset points", ha="center")
+        highest = max(one["HR@10"] for one in part.values())
+        axes.set(title=dataset, xscale="log", ylim=(0, 1.2 * highest))
+        axes.margins(x=0.2)
+    figure.supxlabel("users a second, one core")
+    figure.supylabel("HR@10, test")
+    return figure
+
+
 DRAWINGS: dict[str, tuple[Callable, Callable]] = {
     "ndcg": (lambda rows: shares(rows, "NDCG@10"), draw_shares),
     "differences": (differences, draw_differences),
     "ties": (orders, draw_orders),
     "slices": (slices, draw_slices),
+    "speed": (speeds, draw_speeds),
     "ablation": (curves, draw_curves),
 }
 

@@ -142,6 +142,23 @@ def best_baseline(methods: dict[str, list[dict]]) -> str | None:
     return max(scores, key=scores.get, default=None)
 
 
+def speeds(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
+    """Return `users_a_second` and `HR@10` by data set and method, the fastest first.
+
+    Args:
+        rows: Results; of `benchmarks.users_a_second`, and of external baselines.
+    """
+    found = {row["speed"]: dict(row["rows"]) for row in rows if "speed" in row}
+    for row in rows:
+        if "users_a_second" in row:
+            one = {"users_a_second": row["users_a_second"], "HR@10": row["test"]["HR@10"]}
+            found.setdefault(row["dataset"], {})[row["method"]] = one
+    return {
+        dataset: dict(sorted(part.items(), key=lambda pair: -pair[1]["users_a_second"]))
+        for dataset, part in found.items()
+    }
+
+
 def result_name(dataset: str, tie_break: str, method: str, seed: int) -> str:
     """Return what the files of a row are called.
 

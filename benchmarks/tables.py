@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.published import published_table
-from benchmarks.result import best_baseline, order, ranking_runs, results
+from benchmarks.result import best_baseline, order, ranking_runs, results, speeds
 from benchmarks.values import is_old, with_values
 from recipes.evaluation.report import LM_ONLY, RERANKER_ONLY, TTDS
 from recipes.tuning.tasks import ITEM_TASKS, USER_TASKS
@@ -329,6 +329,16 @@ def sizes_table(row: dict) -> str:
     )
 
 
+def speed_table(rows: list[dict]) -> str:
+    """Return users a second and hit rate of every way to make lists for a data set."""
+    lines = [
+        [dataset, method, f"{one['users_a_second']:,.0f}", f"{one['HR@10']:.4f}"]
+        for dataset, found in speeds(rows).items()
+        for method, one in found.items()
+    ]
+    return markdown(["data set", "lists of", "users a second", "HR@10"], lines)
+
+
 def ablation_table(rows: list[dict]) -> str:
     """Return the rows of the ablation, mean and deviation over seeds."""
     methods = defaultdict(list)
@@ -450,7 +460,8 @@ def filled(text: str, rows: list[dict]) -> str:
         "timeline": timeline_table, "drift": drift_table,
         "summary": summary_table, "cost": cost_table, "first minute": first_minute_output,
         "tasks": lambda rows: tasks_table(),
-        "serving": serving_table, "update": update_table, "published": published_table,
+        "speed": speed_table, "serving": serving_table, "update": update_table,
+        "published": published_table,
     }  # fmt: skip
     for name in re.findall(r"<!-- table: (.+?) -->", text):
         kind, dataset = (name, "") if name in makers else name.split(" ")
