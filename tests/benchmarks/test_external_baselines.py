@@ -50,6 +50,15 @@ def test_no_test_target_and_no_id_is_handed_over(split, tmp_path):
     assert not any(name in files[0] for name in split.data.catalogue.item_ids)
 
 
+def test_a_missing_embedding_stops(shop, tmp_path):
+    write_data(shop.data, tmp_path)
+    text = torch.ones(len(shop.data.catalogue) - 1, 4)
+    save_file({"text": text}, tmp_path / "text_embeddings.safetensors")
+    with pytest.raises(ValueError, match="the catalogue needs"):
+        hand_over(tmp_path, tmp_path / "handed over")
+    assert not (tmp_path / "handed over").exists()
+
+
 def test_lists_leave_out_the_history_and_what_cannot_be_had():
     scores = np.random.default_rng(0).random(50)
     history = scores.argsort()[::-1][:5].tolist()  # the best ones
