@@ -5,6 +5,7 @@ python -m benchmarks.history_filter --name toys --model outputs/toys-0 --dataset
 
 import argparse
 
+from recipes.config import add_data_arguments
 from recipes.errors import HelpFormatter
 
 if __name__ == "__main__":  # before the imports that take seconds
@@ -12,9 +13,9 @@ if __name__ == "__main__":  # before the imports that take seconds
         description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--name", required=True, help="Name of the data set in the results.")
-    parser.add_argument("--model", required=True, help="Folder of the trained model.")
-    parser.add_argument("--dataset_name", help="Its data; the generated data set by default.")
+    add_data_arguments(parser)
     parser.add_argument("--num_beams", type=int, default=30, help="Prefixes kept per level.")
+    parser.set_defaults(split=None, allow_other_data=False)  # the split is the model's
     ARGUMENTS = parser.parse_args()
 
 import json
@@ -22,11 +23,8 @@ import time
 from pathlib import Path
 
 from benchmarks.result import write_result
-from modeling_ttds import TTDSForCausalLM
-from recipes.config import DataOptions
-from recipes.data.load import load_data
-from recipes.data.split import split_data
 from recipes.evaluation.report import TTDS, evaluate_model
+from recipes.hub.saved import load_model, read_as_trained, split_as_trained
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -38,13 +36,14 @@ def main(arguments: argparse.Namespace) -> None:
         arguments: The command line.
     """
     begun = time.perf_counter()
-    model = TTDSForCausalLM.from_pretrained(arguments.model).eval()
+    model = load_model(arguments.model)
     seed = model.config.trained_on["options"]["seed"]
-    data, _ = load_data(DataOptions(dataset_name=arguments.dataset_name), seed)
+    data, _, _ = read_as_trained(arguments, model.config)
     known = json.loads(Path(arguments.model, "metrics.json").read_text("utf-8"))
     if known["data_sha256"] != data.sha256:
         raise SystemExit(f"{arguments.model} was measured on other data; name its own.")
-    split = split_data(data, exclude_seen=False)
+    arguments.exclude_seen = False
+    split = split_as_trained(arguments, model.config, data)
     among, _ = evaluate_model(model, split, "test", arguments.num_beams, TTDS)
     both = {"left out": known["test"][TTDS], "among them": among}
     both = {

@@ -9,6 +9,7 @@ others' implementations likewise, each asked as its documentation says.
 
 import argparse
 
+from recipes.config import add_data_arguments
 from recipes.errors import HelpFormatter
 
 if __name__ == "__main__":  # before the imports that take seconds
@@ -16,20 +17,17 @@ if __name__ == "__main__":  # before the imports that take seconds
         description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--name", required=True, help="Name of the data set in the results.")
-    parser.add_argument("--model", required=True, help="Folder of the trained model.")
-    parser.add_argument("--dataset_name", help="Its data; the generated data set by default.")
+    add_data_arguments(parser)
     parser.add_argument("--num_beams", type=int, default=30, help="Prefixes kept per level.")
+    parser.set_defaults(split=None, allow_other_data=False)  # the split is the model's
     ARGUMENTS = parser.parse_args()
 
 import time
 
 from benchmarks.result import write_result
-from modeling_ttds import TTDSForCausalLM
-from recipes.config import DataOptions
-from recipes.data.load import load_data
-from recipes.data.split import split_data
 from recipes.evaluation.metrics import evaluate_run
 from recipes.evaluation.report import recommend_to, rows_of
+from recipes.hub.saved import check_same_data, load_model, read_as_trained, split_as_trained
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -39,10 +37,11 @@ def main(arguments: argparse.Namespace) -> None:
         arguments: The command line.
     """
     begun = time.perf_counter()
-    model = TTDSForCausalLM.from_pretrained(arguments.model).eval()
+    model = load_model(arguments.model)
     seed = model.config.trained_on["options"]["seed"]
-    data, _ = load_data(DataOptions(dataset_name=arguments.dataset_name), seed)
-    split = split_data(data)
+    data, _, _ = read_as_trained(arguments, model.config)
+    check_same_data(model.config, arguments.model, data)
+    split = split_as_trained(arguments, model.config, data)
     users, found = len(split.users("test")), {}
     for row in rows_of(model):
         started = time.process_time()
