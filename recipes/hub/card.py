@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCard, EvalResult, ModelCardData
 
+from modeling_ttds.configuration_ttds import TTDSConfig
 from recipes.evaluation.report import LM_ONLY, MODES, TTDS
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def keeps_pairs(config: dict[str, Any]) -> bool:
     Args:
         config: The model's configuration, as its file holds it.
     """
-    return bool(config.get("has_priors") or config.get("has_reranker"))
+    return TTDSConfig.from_dict(config).has_cooccurrence
 
 
 def _what_it_is(config: dict[str, Any], metrics: dict[str, Any]) -> str:
