@@ -500,6 +500,7 @@ num_codes: 8
 code_dim: 8
 tower_epochs: 1
 reranker: false
+min_pair_users: 2
 vocab_size: 400
 hidden_size: 16
 num_layers: 1
