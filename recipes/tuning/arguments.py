@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import dataclass, fields
 
+import torch
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
@@ -20,6 +21,8 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
         rate = self.head_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
+        if not torch.accelerator.is_available():  # torch warns at every data loader
+            self.dataloader_pin_memory = False
 
 
 class _Parser(TrlParser):

@@ -371,6 +371,11 @@ class TTDSTrainer(SFTTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_sids(resume_from_checkpoint)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        tied = self.ttds.all_tied_weights_keys  # in no file, and moved with what they are tied to
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_sids(self.state.best_model_checkpoint)
