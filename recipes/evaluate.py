@@ -49,9 +49,16 @@ def main() -> None:
         load_model,
         read_as_trained,
         split_as_trained,
+        which_split,
     )
 
     model = load_model(arguments.model)
+    name, which = which_split(arguments, model.config), arguments.targets
+    if which == "validation" and name == "timeline":
+        raise ValueError(
+            f"{arguments.model} learnt from the validation's interactions before its test, as a "
+            "model of a timeline does; its metrics.json has what was measured before."
+        )
     output = Path(arguments.output or arguments.model)
     if not output.is_dir():
         missing = f"`--output` {output} is no folder"
@@ -66,14 +73,7 @@ def main() -> None:
     check_split(split)
     if check_items(model, arguments.model, split.data) != list(range(split.num_items)):
         raise ValueError(f"{arguments.model} was built on another catalogue than the data set's.")
-    which, rows = arguments.targets, {}
-    name = "leave_one_out" if split.views is None else "timeline"
-    if which == "validation" and split.views is not None:
-        raise ValueError(
-            f"{arguments.model} learnt from the validation's interactions before its test, as a "
-            "model of a timeline does; its metrics.json has what was measured before."
-        )
-    split = split.view(which)
+    split, rows = split.view(which), {}
     for row in report.rows_of(model):
         rows[row], lists = report.evaluate_model(model, split, which, arguments.num_beams, row)
     rows[LM_ONLY]["unique_sids"] = report.unique_sids(model)

@@ -72,31 +72,44 @@ def read_as_trained(
     return data, shop, otherwise
 
 
-def split_as_trained(arguments: argparse.Namespace, config: TTDSConfig, data: Data) -> Split:
-    """Split data as the model's were split for training, but for what the command line says.
+def which_split(arguments: argparse.Namespace, config: TTDSConfig) -> str:
+    """Return the name of the split that a model is to be measured on, before any data are read.
 
     Args:
-        arguments: `model`, `allow_other_data`, and `exclude_seen` and `split`, None where it says
-            nothing.
+        arguments: `model`, `allow_other_data`, and `split`, None where it says nothing.
         config: The model's configuration.
-        data: The data.
 
     Raises:
-        ValueError: The command line names another split, whose targets the model may have seen.
+        ValueError: The command line names another split than the model was trained on, whose
+            targets the model may have seen.
     """
-    trained = (config.trained_on or {}).get("options", {})
-    ours = trained.get("split", "leave_one_out")
+    ours = (config.trained_on or {}).get("options", {}).get("split", "leave_one_out")
     if arguments.split not in (None, ours) and not arguments.allow_other_data:
         raise ValueError(
             f"{arguments.model} was trained on `split` {ours!r}, so it may have seen targets of "
             f"{arguments.split!r}; leave --split out, or pass --allow_other_data to measure it "
             "all the same."
         )
+    return arguments.split or ours
+
+
+def split_as_trained(arguments: argparse.Namespace, config: TTDSConfig, data: Data) -> Split:
+    """Split data as the model's were split for training, but for what the command line says.
+
+    Args:
+        arguments: As of `which_split`, and `exclude_seen`, None where it says nothing.
+        config: The model's configuration.
+        data: The data.
+
+    Raises:
+        ValueError: As of `which_split`.
+    """
+    trained = (config.trained_on or {}).get("options", {})
     seen = arguments.exclude_seen
     return split_data(
         data,
         config.exclude_seen if seen is None else seen,
-        arguments.split or ours,
+        which_split(arguments, config),
         trained.get("timeline_target", "first"),
         trained.get("seed", 0),
     )

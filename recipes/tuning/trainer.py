@@ -373,7 +373,7 @@ class TTDSTrainer(SFTTrainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         tied = self.ttds.all_tied_weights_keys  # in no file, and moved with what they are tied to
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
