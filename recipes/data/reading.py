@@ -27,7 +27,8 @@ def read_csv(file: Path) -> pd.DataFrame:
         file: The file.
 
     Raises:
-        ValueError: A row has another number of cells than the header, or a quote stays open.
+        ValueError: A row has another number of cells than the header, a quote stays open, or cells
+            are not separated by commas.
     """
     limit = csv.field_size_limit(sys.maxsize)
     same: dict[str, str] = {}  # equal cells share their memory
@@ -37,6 +38,9 @@ def read_csv(file: Path) -> pd.DataFrame:
             header = next((row for row in rows if row), None)
             if header is None:
                 raise ValueError(f"{file} is empty.")
+            for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+                if len(header) == 1 and separator in header[0]:
+                    raise ValueError(f"{file} is separated by {name}; save it with commas.")
             columns: list[list[str]] = [[] for _ in header]
             begin = rows.line_num
             for row in rows:

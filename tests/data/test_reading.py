@@ -148,6 +148,8 @@ def test_contradicting_orders_are_told(tmp_path, capsys):
         ("items.csv", 'item_id,title\n\na,"A\nA"\nb\n', "items.csv line 5 has 1 cells"),
         ("items.csv", 'item_id,title\na,"A\nb,B\n', "items.csv line 2 is no CSV .*close every quo"),
         ("items.csv", 'item_id,title\na,"A" \nb,B\n', "items.csv line 2 is no CSV"),
+        ("items.csv", "item_id;title\na;A, B\n", "items.csv is separated by semicolons; save it"),
+        ("items.csv", "item_id\ttitle\na\tA\n", "items.csv is separated by tabs; save it with co"),
         ("items.csv", "item_id,item_id\na,b\n", "items.csv has two columns 'item_id'"),
         ("items.csv", "", "items.csv is empty"),
         ("items.csv", "item_id\n", "items is empty"),
