@@ -68,11 +68,12 @@ def main() -> None:
 
     # They take seconds, which --help and a wrong option need not wait for.
     from accelerate import PartialState
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from tqdm.auto import tqdm
 
     from recipes.hub.saved import check_items, load_model, read_as_trained
 
+    disable_progress_bars()  # one of every shard's file, which would be drawn below our own
     state = PartialState(cpu=arguments.use_cpu)
     model = load_model(arguments.model).to(state.device)
     data, _, _ = read_as_trained(arguments, model.config)

@@ -45,6 +45,7 @@ def one(asked):
     done = run("one")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "users, " in done.stdout and "a second" in done.stdout
+    assert "shards: 100%" in done.stderr and "Creating" not in done.stderr
     return folder / "one"
 
 
