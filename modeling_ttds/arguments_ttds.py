@@ -1,4 +1,4 @@
-"""Arguments of public methods: what is no list, no id or no count is refused by name."""
+"""Arguments of public methods: what is no list, id, count or flag is refused by name."""
 
 import operator
 import reprlib
@@ -44,23 +44,37 @@ def as_item_ids(values: Any, name: str) -> list[str]:
     return item_ids
 
 
-def as_count(value: Any, name: str, least: int = 1) -> int:
-    """Return an argument as an integer.
+def as_count(value: Any, name: str) -> int:
+    """Return an argument as an integer of at least 1.
 
     Args:
         value: What was passed.
         name: Name of the argument, for the message.
-        least: The smallest it may be.
 
     Raises:
         ValueError: It is no integer, or smaller.
     """
     try:
-        count = operator.index(value)
+        count = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
         raise ValueError(
-            f"`{name}` is {reprlib.repr(value)}; it must be an integer of at least {least}."
+            f"`{name}` is {reprlib.repr(value)}; it must be an integer of at least 1."
         ) from None
-    if count < least:
-        raise ValueError(f"`{name}` is {count}; it must be at least {least}.")
+    if count < 1:
+        raise ValueError(f"`{name}` is {count}; it must be at least 1.")
     return count
+
+
+def as_flag(value: Any, name: str) -> bool:
+    """Return an argument as a truth value; a text is none, whatever it says.
+
+    Args:
+        value: What was passed.
+        name: Name of the argument, for the message.
+
+    Raises:
+        ValueError: It is neither true nor false.
+    """
+    if isinstance(value, str | bytes) or value not in (True, False):
+        raise ValueError(f"`{name}` is {reprlib.repr(value)}; it must be True or False.")
+    return bool(value)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .arguments_ttds import as_count, as_item_ids, as_list
+from .arguments_ttds import as_count, as_flag, as_item_ids, as_list
 from .configuration_ttds import placeholder_ids
 from .generation_ttds import TTDSPrefix, search
 from .lock_ttds import reading
@@ -228,13 +228,15 @@ class TTDSRecommendationMixin:
             memory: Whether the priors join the beam search, where the model has them.
         """
         num_items = len(self.item_sids)
-        top_k, batch_size = as_count(top_k, "top_k", 0), as_count(batch_size, "batch_size")
-        if not 1 <= top_k <= num_items:
+        top_k, batch_size = as_count(top_k, "top_k"), as_count(batch_size, "batch_size")
+        if top_k > num_items:
             raise ValueError(
                 f"`top_k` is {top_k}; it must be from 1 to the {num_items} items of the catalogue."
             )
         if exclude_seen is None:
             exclude_seen = self.config.exclude_seen
+        exclude_seen = as_flag(exclude_seen, "exclude_seen")
+        rerank, memory = as_flag(rerank, "rerank"), as_flag(memory, "memory")
         num_beams = max(50, top_k) if num_beams is None else as_count(num_beams, "num_beams")
         if num_beams < top_k:
             raise ValueError(f"`num_beams` is {num_beams}; it must be at least `top_k` {top_k}.")

@@ -1,4 +1,4 @@
-"""What is no list of strings, no text and no count is refused by the name of its argument."""
+"""What is no list of strings, text, count or flag is refused by the name of its argument."""
 
 import numpy as np
 import pandas as pd
@@ -109,13 +109,30 @@ def test_any_list_of_strings_will_do(asked, make):
     assert asked.recommend([HISTORY], top_k=3, allowed={"i3", "i4", "7"}) == expected
 
 
-@pytest.mark.parametrize("value", [3.0, "3", None, [3], 0, -1], ids=repr)
+@pytest.mark.parametrize("value", [3.0, "3", None, [3], 0, -1, True], ids=repr)
 @pytest.mark.parametrize("name", ["top_k", "batch_size", "num_beams"])
 def test_a_count_is_an_integer_of_at_least_one(asked, name, value):
     if value is None and name != "batch_size":
         pytest.skip("None means the default")
     with pytest.raises(ValueError, match=rf"^`{name}` is "):
         asked.recommend([HISTORY], **{name: value})
+
+
+@pytest.mark.parametrize("value", ["no", "false", b"", 2, [], None, 0.5], ids=repr)
+@pytest.mark.parametrize("name", ["rerank", "memory", "exclude_seen"])
+def test_a_flag_is_true_or_false(asked, name, value):
+    if value is None and name == "exclude_seen":
+        pytest.skip("None means the default")
+    with pytest.raises(ValueError, match=rf"^`{name}` is .*; it must be True or False"):
+        asked.recommend([HISTORY], **{name: value})
+
+
+@pytest.mark.parametrize("name", ["rerank", "memory", "exclude_seen"])
+def test_flags_of_numpy_and_numbers_are_flags(asked, name):
+    for said in (True, False):
+        expected = asked.recommend([HISTORY], **{name: said})
+        for value in (np.bool_(said), int(said)):
+            assert asked.recommend([HISTORY], **{name: value}) == expected
 
 
 def test_counts_of_numpy_are_integers(asked):
