@@ -5,6 +5,24 @@ import torch
 from torch import Tensor
 
 
+def check_room(num_items: int, num_levels: int, num_codes: int) -> None:
+    """Refuse more items than there are semantic IDs.
+
+    Args:
+        num_items: How many items need one.
+        num_levels: Codes of a semantic ID.
+        num_codes: Codes of a level.
+
+    Raises:
+        ValueError: There are too few.
+    """
+    if num_items > num_codes**num_levels:
+        raise ValueError(
+            f"`num_codes` ** `num_levels` is {num_codes**num_levels}, too few for {num_items} "
+            "items; raise `num_codes` or `num_levels`."
+        )
+
+
 def unique_sids(latents: Tensor, codebooks: Tensor, codes: Tensor, taken: Tensor) -> Tensor:
     """Return semantic IDs that no two items share and that are not taken, moving few items.
 
@@ -22,11 +40,7 @@ def unique_sids(latents: Tensor, codebooks: Tensor, codes: Tensor, taken: Tensor
         ValueError: There are more items than semantic IDs.
     """
     num_levels, num_codes, _ = codebooks.shape
-    if len(codes) + len(taken) > num_codes**num_levels:
-        raise ValueError(
-            f"`num_codes` ** `num_levels` is {num_codes**num_levels}, too few for "
-            f"{len(codes) + len(taken)} items; raise `num_codes` or `num_levels`."
-        )
+    check_room(len(codes) + len(taken), num_levels, num_codes)
     quantised = sum(codebooks[level][codes[:, level]] for level in range(num_levels))
     distances = (latents - quantised).square().sum(-1).detach().cpu().numpy()
     order = distances.argsort(kind="stable")

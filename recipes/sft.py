@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import IntervalStrategy, set_seed
 from trl import ModelConfig
 
+from modeling_ttds.sid_ttds import check_room
 from recipes.config import TTDSArguments
 from recipes.data.load import load_data
 from recipes.data.origin import origin
@@ -64,6 +65,7 @@ def main(
             data, options.evaluation.exclude_seen, of_data.split, of_data.timeline_target, seed
         )
         check_split(split)
+        check_room(split.num_items, options.index.num_levels, options.index.num_codes)
         text = given_text_embeddings(options.index, of_data.dataset_name, split.num_items)
         text = split.in_order(text)
     announce(split, training, options.reranker)

@@ -11,16 +11,26 @@ from trl import ModelConfig, SFTConfig, TrlParser
 from recipes.config import TrainingOptions, TTDSArguments
 from recipes.errors import HelpFormatter, refuse_unknown
 
+# What TRL takes unseen and stumbles over after the towers are fitted: the least it may be.
+LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "num_train_epochs": 0,
+    "gradient_accumulation_steps": 1, "learning_rate": 0, "weight_decay": 0, "max_grad_norm": 0,
+}  # fmt: skip
+
 
 @dataclass
 class TTDSTrainingArguments(TrainingOptions, SFTConfig):
     """`SFTConfig` with the defaults of the demo."""
 
     def __post_init__(self):
-        super().__post_init__()
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ValueError(f"`{name}` is {value}; it must be {least} or more.")
         rate = self.head_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
+        super().__post_init__()
         if not torch.accelerator.is_available():  # torch warns at every data loader
             self.dataloader_pin_memory = False
 

@@ -74,6 +74,10 @@ def build_model(
         backbone: Hub id or folder, or None for a decoder that starts from nothing.
         text: Precomputed text embeddings, if there are any.
         seed: Seed of the weights.
+
+    Raises:
+        ValueError: The backbone does not fit, or item vectors are to be wider than what they are
+            made of.
     """
     torch.manual_seed(seed)
     pretrained = None
@@ -93,6 +97,12 @@ def build_model(
         "num_codes": index.num_codes,
         "code_dim": index.code_dim,
     }
+    directions = min(split.num_items, tower["text_dim"] + tower["collaborative_dim"])
+    if index.item_vector_dim > directions:
+        raise ValueError(
+            f"`item_vector_dim` is {index.item_vector_dim}; it must be at most {directions}, the "
+            "least of the number of items and the width of both embeddings together."
+        )
     config = TTDSConfig(
         backbone_config=decoder,
         item_tower=tower,
