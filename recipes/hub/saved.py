@@ -129,8 +129,8 @@ def check_items(model: TTDSForCausalLM, name: str, data: Data) -> list[int]:
     unknown = [item for item in data.catalogue.item_ids if item not in model.row_of]
     if unknown:
         raise ValueError(
-            f"{name} does not know item {unknown[0]!r}, nor {len(unknown) - 1:,} others of the "
-            f"data's {len(data.catalogue):,} items; add them by `add_items`, or name its own data."
+            f"{name} does not know {len(unknown):,} of the data's {len(data.catalogue):,} items, "
+            f"the first is {unknown[0]!r}; add what is new by `add_items`, or name its own data."
         )
     check_texts(model, name, data)
     return [model.row_of[item] for item in data.catalogue.item_ids]
