@@ -379,7 +379,7 @@ def join(
     the test; items of a period that a model's training did not know are added to it first.
 
     A re-ranker that lowers NDCG@10 on validation is left out: the model is given none, and the row
-    of both together is that of what is generated.
+    of both together is that of what is generated, with what the re-ranker would have made of it.
 
     Args:
         chosen: A tuned model with a frozen SID table, which saw no validation target.
@@ -451,8 +451,8 @@ def join(
             )
             named["test"][TTDS] = named["test"][GENERATED]
             for found in rows.values():
-                found[TTDS] = dict(found[GENERATED])
-            rows["validation"][TTDS]["reranked_NDCG@10"] = with_it
+                reranked = {f"reranked_{name}": found[TTDS][name] for name in ("HR@10", "NDCG@10")}
+                found[TTDS] = found[GENERATED] | reranked
         rows["validation"][TTDS]["candidate_recall"] = recall
     return rows, named["test"]
 
