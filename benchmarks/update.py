@@ -39,6 +39,7 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 
 from benchmarks.result import write_result
+from recipes.data.split import in_time
 from recipes.data.tables import Catalogue, Data, read_data, write_data
 from recipes.evaluation.metrics import rank_metrics
 from recipes.hub.saved import load_model
@@ -131,6 +132,7 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
     data = read_data(arguments.dataset_name)
     if data.timestamps is None:
         raise ValueError(f"`--dataset_name` {source} has no timestamps; an update needs days.")
+    data = in_time(data)
     shares = [arguments.train_share, arguments.train_share + arguments.update_share]
     first, second = np.quantile(np.concatenate(data.timestamps), shares)
     place = ROOT / "outputs" / f"update-{arguments.name}-{arguments.seed}"

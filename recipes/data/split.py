@@ -279,7 +279,7 @@ def _timeline(
     sides one of those after it is the target. An item is known from its first interaction on, for
     its text may be of any time: one that nobody chose before the test is new at the test.
     """
-    as_read, data = data, _in_time(data)
+    as_read, data = data, in_time(data)
     cuts = np.quantile(np.concatenate(data.timestamps), quantiles, method="lower")
     # Per user, how many interactions precede either cut, and how many there are.
     ends = np.array([[*np.searchsorted(times, cuts), len(times)] for times in data.timestamps])
@@ -337,8 +337,15 @@ def _day(moment: float) -> np.datetime64:
     return np.datetime64(int(moment), "s").astype("datetime64[D]")
 
 
-def _in_time(data: Data) -> Data:
-    """Return the data with histories in the order of time, without what has no time."""
+def in_time(data: Data) -> Data:
+    """Return the data with histories in the order of time, without what has no time.
+
+    Args:
+        data: The data.
+
+    Raises:
+        ValueError: They have no timestamps, or splits of their own.
+    """
     if data.given is not None:
         raise ValueError(
             "`split` is 'timeline', but the data set gives splits of its own; leave the option "
