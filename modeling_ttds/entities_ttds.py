@@ -333,7 +333,9 @@ class TTDSEntitiesMixin:
         projections = at_hand(self.codebook_projections, "weight").to(codebooks)
         return torch.einsum("klcd,kldh->klch", codebooks, projections).flatten(0, 2)
 
-    def embed(self, ids: Tensor, items: Tensor | None = None) -> Tensor:
+    def embed(
+        self, ids: Tensor, items: Tensor | None = None, carried: Tensor | None = None
+    ) -> Tensor:
         """Return the input embeddings of bound token ids, (*ids.shape, hidden).
 
         The last SID token of an item also carries a projection of the item's vector, which says
@@ -342,19 +344,27 @@ class TTDSEntitiesMixin:
         Args:
             ids: Token ids.
             items: Row of the item whose SID ends at a token, -1 elsewhere, shaped as `ids`.
+            carried: What `sid_token_vectors` returns, where it is known.
         """
-        return self.with_codes(self.model.get_input_embeddings()(ids), ids, items)
+        return self.with_codes(self.model.get_input_embeddings()(ids), ids, items, carried)
 
-    def with_codes(self, embeddings: Tensor, ids: Tensor, items: Tensor | None = None) -> Tensor:
+    def with_codes(
+        self,
+        embeddings: Tensor,
+        ids: Tensor,
+        items: Tensor | None = None,
+        carried: Tensor | None = None,
+    ) -> Tensor:
         """Add to rows of the embedding matrix what SID tokens carry beside their own row.
 
         Args:
             embeddings: The rows, (*ids.shape, hidden).
             ids: Token ids.
             items: As of `embed`.
+            carried: As of `embed`.
         """
         code = ids - self.config.sid_token_start
-        vectors = self.sid_token_vectors()
+        vectors = self.sid_token_vectors() if carried is None else carried
         is_code = (code >= 0) & (code < len(vectors))
         added = F.embedding(torch.where(is_code, code, 0), vectors) * is_code[..., None]
         embeddings = embeddings + added.to(embeddings)

@@ -47,8 +47,9 @@ class TTDSPrefix:
         self.lengths = mask.sum(1)  # (batch,)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         self.cache = DynamicCache(config=model.config.get_text_config())
+        self.carried = model.sid_token_vectors()  # once, not at every step of the search
         outputs = model.model(
-            inputs_embeds=model.embed(model.bind(ids), context.items),
+            inputs_embeds=model.embed(model.bind(ids), context.items, self.carried),
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
@@ -76,7 +77,7 @@ class TTDSPrefix:
         own = torch.eye(beams, dtype=torch.bool, device=tokens.device).expand(batch, -1, -1)
         ancestors = self.visible.gather(1, parents[..., None].expand(-1, -1, cached))
         self.visible = torch.cat([ancestors, own], -1)
-        embeddings = self.model.embed(tokens)
+        embeddings = self.model.embed(tokens, carried=self.carried)
         lowest = torch.finfo(embeddings.dtype).min
         attention = torch.zeros(self.visible.shape, dtype=embeddings.dtype, device=tokens.device)
         attention.masked_fill_(~self.visible, lowest)
