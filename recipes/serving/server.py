@@ -199,9 +199,7 @@ def build_app(service: Service, token: str | None) -> FastAPI:
         batches.thread.shutdown()
 
     def allowed(
-        bearer: Annotated[
-            HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
-        ],
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
     ) -> None:
         if token is None:
             raise HTTPException(
