@@ -16,13 +16,15 @@ RANGES = {
     (1, math.inf): (
         "min_interactions", "text_dim", "num_levels", "code_dim", "vocab_size", "hidden_size",
         "num_layers", "num_heads", "max_history", "max_text_tokens", "min_pair_users", "num_beams",
-        "eval_users",
+        "eval_users", "per_device_train_batch_size", "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
     ),
     (2, math.inf): ("num_codes",),
     (0, math.inf): (
         "collaborative_dim", "tower_epochs", "item_vector_dim", "pair_dim", "tower_weight",
         "tower_grad_scale", "infonce_weight", "cosine_weight", "refresh_steps",
-        "tower_learning_rate",
+        "tower_learning_rate", "num_train_epochs", "learning_rate", "weight_decay",
+        "max_grad_norm",
     ),
     (0, 1): (
         "dropout", "item_vector_dropout", "pair_dropout", "soft_target_weight", "item_dropout",
@@ -41,17 +43,29 @@ def _option(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
+def check_ranges(options: object) -> None:
+    """Refuse numbers out of their range.
+
+    Args:
+        options: A group of options; what it does not have is passed over.
+
+    Raises:
+        ValueError: A number is out of its range, or is none.
+    """
+    for (least, below), names in RANGES.items():
+        for name in names:
+            value = getattr(options, name, least)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and least <= value < below):
+                upper = "or more" if below == math.inf else f"or more, below {below}"
+                raise ValueError(f"`{name}` is {value}; it must be {least} {upper}.")
+
+
 class _Group:
     """A group of options; numbers out of their range are refused when it is made."""
 
     def __post_init__(self):
-        for (least, below), names in RANGES.items():
-            for name in names:
-                value = getattr(self, name, least)
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                if not (number and least <= value < below):
-                    upper = "or more" if below == math.inf else f"or more, below {below}"
-                    raise ValueError(f"`{name}` is {value}; it must be {least} {upper}.")
+        check_ranges(self)
 
 
 @dataclass

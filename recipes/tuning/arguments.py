@@ -8,14 +8,8 @@ import torch
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from recipes.config import TrainingOptions, TTDSArguments
+from recipes.config import TrainingOptions, TTDSArguments, check_ranges
 from recipes.errors import HelpFormatter, refuse_unknown
-
-# What TRL takes unseen and stumbles over after the towers are fitted: the least it may be.
-LEAST = {
-    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "num_train_epochs": 0,
-    "gradient_accumulation_steps": 1, "learning_rate": 0, "weight_decay": 0, "max_grad_norm": 0,
-}  # fmt: skip
 
 
 @dataclass
@@ -23,10 +17,7 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
     """`SFTConfig` with the defaults of the demo."""
 
     def __post_init__(self):
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if not least <= value < math.inf:
-                raise ValueError(f"`{name}` is {value}; it must be {least} or more.")
+        check_ranges(self)  # TRL would stumble over them after the towers are fitted
         rate = self.head_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
