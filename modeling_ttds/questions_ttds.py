@@ -214,7 +214,7 @@ class TTDSQuestionsMixin:
         candidates = TTDSCandidates(self.trie, allowed, pad_rows(seen, None, self.device))
         recall = self.recall(histories, candidates, max(self.num_candidates, top_k))
         items = recall.candidates()
-        features = recall.features(items.clamp_min(0), None)
+        features = recall.features(items.clamp_min(0), None, None)
         model = [FEATURES.index(name) for name in MODEL_FEATURES]
         features[..., model] = self.reranker.mean[model]
         with evaluating(self):

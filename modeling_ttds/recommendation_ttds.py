@@ -14,7 +14,7 @@ from .lock_ttds import reading
 from .nearest_ttds import nearest_texts
 from .priors_ttds import TTDSNodeStatistics, TTDSPriors
 from .records_ttds import as_text
-from .reranker_ttds import TEXT_TEMPERATURE, TTDSRecall
+from .reranker_ttds import TEXT_TEMPERATURE, TTDSRecall, generated_scores
 from .text_ttds import query_words
 from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
@@ -349,7 +349,8 @@ class TTDSRecommendationMixin:
         found = search(self, prefix, allowed, num_beams, priors, proposed.clamp_min(0))
         items = _with_beams(proposed, found.items)
         log_probs = torch.cat([found.also, found.log_probs], 1)
-        return items, recall.features(items.clamp_min(0), log_probs), found.items
+        generated = generated_scores(items, found.items, found.scores)
+        return items, recall.features(items.clamp_min(0), log_probs, generated), found.items
 
     def _by_text(
         self,

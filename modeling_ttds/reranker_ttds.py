@@ -18,9 +18,9 @@ FEATURES = (
     "log_length", "log_last_total", "log_blend", "nearest_collaborative", "newest_text",
     "log_strongest", "links", "log_last_cooccurrence", "log_newest_follow", "log_late",
     "log_recent", "era", "era_step", "era_distance", "history_era_distance", "lm", "lm_gap",
-    "lm_first",
+    "lm_first", "generated", "generated_gap",
 )  # fmt: skip
-MODEL_FEATURES = ("lm", "lm_gap", "lm_first")
+MODEL_FEATURES = ("lm", "lm_gap", "lm_first", "generated", "generated_gap")
 TEXT_TEMPERATURE = 0.07
 BLEND = 0.3
 FLOOR = 1e-4
@@ -186,7 +186,7 @@ class TTDSRecall:
         best, place = blend.topk(self.number, dim=1)
         return items.gather(1, place).masked_fill(best < 0, -1)
 
-    def features(self, items: Tensor, log_probs: Tensor | None) -> Tensor:
+    def features(self, items: Tensor, log_probs: Tensor | None, generated: Tensor | None) -> Tensor:
         """Return the features of candidates, (batch, num_candidates, num_features).
 
         Args:
@@ -194,6 +194,8 @@ class TTDSRecall:
             log_probs: The language model's log-probability of each candidate's semantic ID up to
                 each level, (batch, num_candidates, num_levels), or None to leave its features at
                 zero.
+            generated: The log-probability of each candidate by language model and priors, as
+                `generated_scores` gives it, or None to leave its features at zero.
         """
         histories, last = self.histories, self.last.clamp_min(0)
         some = (self.last >= 0)[:, None]
@@ -209,6 +211,7 @@ class TTDSRecall:
         same = (labels == self.labels[last][:, None]) & (labels >= 0)
         zero = torch.zeros(items.shape, device=items.device)
         lm = zero if log_probs is None else log_probs[..., -1]
+        generated = zero if generated is None else generated
         names = (
             "transition",
             "follow",
@@ -247,6 +250,8 @@ class TTDSRecall:
             "lm": lm,
             "lm_gap": lm - lm.amax(1, keepdim=True),
             "lm_first": zero if log_probs is None else log_probs[..., 0],
+            "generated": generated,
+            "generated_gap": generated - generated.amax(1, keepdim=True),
         }
         columns["log_counts"] = (columns["counts"] + FLOOR).log()
         columns["log_text"] = (columns["text"] + FLOOR).log()
@@ -254,6 +259,26 @@ class TTDSRecall:
             columns[f"log_{name}"] = (values + FLOOR).log()
         columns["log_blend"] = (columns["counts"] + BLEND * columns["text"] + FLOOR).log()
         return torch.stack([columns[name] for name in FEATURES], dim=-1)
+
+
+def generated_scores(items: Tensor, beams: Tensor, scores: Tensor) -> Tensor:
+    """Return the log-probability that candidates were generated with, (batch, num_candidates).
+
+    What is not among the beams gets a nat less than the last of them: it cannot have had more.
+
+    Args:
+        items: Item rows, padded with -1, (batch, num_candidates).
+        beams: Item rows found by the search, padded with -1, (batch, num_beams).
+        scores: Their log-probabilities, (batch, num_beams).
+    """
+    if not beams.shape[1]:
+        return scores.new_zeros(items.shape)
+    least = scores.masked_fill(beams < 0, torch.inf).amin(1, keepdim=True) - 1
+    beams, order = beams.sort(1)
+    place = torch.searchsorted(beams, items).clamp_max(beams.shape[1] - 1)
+    found = (beams.gather(1, place) == items) & (items >= 0)
+    scores = scores.gather(1, order).gather(1, place)
+    return torch.where(found, scores, least.nan_to_num(posinf=0))
 
 
 def _nearest(candidates: Tensor, table: Tensor, histories: Tensor) -> Tensor:

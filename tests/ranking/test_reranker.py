@@ -11,7 +11,13 @@ from safetensors.torch import load_file, save_file
 from modeling_ttds.cooccurrence_ttds import TTDSCooccurrence, TTDSNeighbours
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.nodes_ttds import TTDSNodeTable
-from modeling_ttds.reranker_ttds import FEATURES, TTDSRecall, TTDSReranker
+from modeling_ttds.reranker_ttds import (
+    FEATURES,
+    MODEL_FEATURES,
+    TTDSRecall,
+    TTDSReranker,
+    generated_scores,
+)
 from modeling_ttds.trie_ttds import TTDSCandidates, TTDSTrie
 from recipes.config import RerankerOptions
 from recipes.evaluation.report import GENERATED, TTDS
@@ -138,13 +144,24 @@ def recall(histories, excluded=(), num_items=ITEMS):
 
 def test_features_are_finite_for_empty_histories_and_cold_items():
     items = torch.tensor([[0, 4], [3, 4]])
-    features = recall([[-1, -1], [0, 1]]).features(items, torch.zeros(2, 2, 3))
+    features = recall([[-1, -1], [0, 1]]).features(items, torch.zeros(2, 2, 3), torch.zeros(2, 2))
     assert features.shape == (2, 2, len(FEATURES)) and features.isfinite().all()
     named = dict(zip(FEATURES, features[1].T.tolist(), strict=True))
     assert named["brand"] == [0, 0] and named["log_popularity"][1] == 0
-    same = recall([[-1, 0]]).features(torch.tensor([[1, 2]]), None)[0]
+    same = recall([[-1, 0]]).features(torch.tensor([[1, 2]]), None, None)[0]
     assert same[:, FEATURES.index("brand")].tolist() == [1, 0]
-    assert not same[:, FEATURES.index("lm")].any()
+    assert not same[:, [FEATURES.index(name) for name in MODEL_FEATURES]].any()
+
+
+def test_a_candidate_is_told_what_it_was_generated_with_and_another_less_than_any_beam():
+    items = torch.tensor([[4, 2, 0, 7, -1], [4, 2, 0, 7, 1]])
+    beams = torch.tensor([[7, 0, 4], [3, -1, -1]])
+    scores = torch.tensor([[-0.5, -1.5, -3.0], [-2.0, -torch.inf, -torch.inf]])
+    found = generated_scores(items, beams, scores)
+    assert found.tolist() == [[-3, -4, -1.5, -0.5, -4], [-3] * 5]
+    features = recall([[0, 1]]).features(items[:1, 1:3], None, found[:1, 1:3])[0]
+    assert features[:, FEATURES.index("generated_gap")].tolist() == [-2.5, 0]
+    assert generated_scores(items, beams[:, :0], scores[:, :0]).tolist() == [[0] * 5] * 2
 
 
 def test_what_is_said_of_an_item_does_not_depend_on_forbidden_ones():
@@ -157,9 +174,9 @@ def test_what_is_said_of_an_item_does_not_depend_on_forbidden_ones():
 
 def test_gate_learns_a_planted_signal_and_not_from_others():
     torch.manual_seed(0)
-    items = torch.arange(6).expand(600, 6).clone()
+    items = torch.arange(6).expand(900, 6).clone()
     items[:, 5] = -1
-    features = torch.randn(600, 6, len(FEATURES))
+    features = torch.randn(900, 6, len(FEATURES))
     lm = FEATURES.index("lm")
     target = features[:, :5, lm].argmax(1)
     users = RankedUsers(items, features, target)
