@@ -307,7 +307,7 @@ def test_memory_of_a_plain_model_is_empty():
     assert scores(TTDSCooccurrence(3, 0), torch.tensor([[0, 1]]), (1.0, 1.0, 1.0)).sum() == 0
 
 
-@pytest.mark.parametrize("seed", [0, 2])  # better with a re-ranker by .013, and without by .014
+@pytest.mark.parametrize("seed", [4, 10])  # better with a re-ranker by .073, and without by .093
 def test_a_reranker_that_makes_lists_worse_is_left_out(model, split, seed):
     draw, targets = np.random.default_rng(seed), np.full_like(split.validation_targets, -1)
     for user in split.users("validation")[:40]:  # chance alone: nothing can be learnt
@@ -318,7 +318,7 @@ def test_a_reranker_that_makes_lists_worse_is_left_out(model, split, seed):
     rows, lists = join(model, model, some, options, num_beams=20, seed=0)
     both, written = rows["validation"][TTDS], rows["validation"][GENERATED]
     kept = both.get("reranked_NDCG@10", both["NDCG@10"]) >= written["NDCG@10"]
-    assert model.config.has_reranker == kept == ("reranked_NDCG@10" not in both) == (seed == 0)
+    assert model.config.has_reranker == kept == ("reranked_NDCG@10" not in both) == (seed == 4)
     assert (lists[TTDS] == lists[GENERATED]) == (not kept)
     generated, ours = rows["test"][GENERATED], rows["test"][TTDS]
     assert (generated.items() <= ours.items()) == ("reranked_HR@10" in ours) == (not kept)
