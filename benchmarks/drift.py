@@ -6,7 +6,8 @@ python -m benchmarks.drift --name toys --dataset_name FOLDER --seed 0
 Towers, collaborative embeddings and semantic IDs of the first half meet the log up to the test:
 items that came since are added from their text. The language model is tuned on all of it with that
 index; with new collaborative embeddings below old semantic IDs; with semantic IDs that move from
-there while it learns; with an index made anew. Ranked by the language model alone. A form whose
+there while it learns, the new embeddings as they are or turned to the axes of the old ones, which
+the towers were fitted on; with an index made anew. Ranked by the language model alone. A form whose
 result is there is passed over. What follows is handed to the recipe.
 """
 
@@ -28,6 +29,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks.result import RESULTS, slug, write_result
@@ -45,7 +47,8 @@ from recipes.tuning.examples import Examples, UserStates
 from recipes.tuning.profiles import fit_profiles
 from recipes.tuning.trainer import TTDSTrainer
 
-OLD, VECTORS, MOVING, NEW = "old index", "new embeddings", "moving semantic IDs", "new index"
+OLD, VECTORS, NEW = "old index", "new embeddings", "new index"
+MOVING, TURNED = "moving semantic IDs", "moving semantic IDs, aligned embeddings"
 QUANTILES = (0.5, 0.9)  # of the timestamps: the index is of what precedes the first
 MOVES = RefreshOptions(refresh_steps=100, freeze_at=0.6, tower_learning_rate=3e-5)  # as ablated
 
@@ -71,13 +74,26 @@ def built(
     return model
 
 
-def give_index(model: TTDSForCausalLM, old: TTDSForCausalLM, vectors: bool) -> float:
+def aligned(new: Tensor, old: Tensor, known: int) -> Tensor:
+    """Return embeddings turned to the axes of earlier ones (orthogonal Procrustes), (num_items, d).
+
+    Args:
+        new: The embeddings, (num_items, d).
+        old: The earlier ones, (num_items, d).
+        known: How many items, the first ones, were there when the earlier ones were made.
+    """
+    left, _, right = torch.linalg.svd(new[:known].T.double() @ old[:known].double())
+    return (new.double() @ left @ right).to(new.dtype)
+
+
+def give_index(model: TTDSForCausalLM, old: TTDSForCausalLM, form: str, known: int) -> float:
     """Give a model towers and semantic IDs of an earlier one of the same items.
 
     Args:
         model: The model; its users are attached.
         old: The earlier model, to which what came since was added.
-        vectors: Whether it gets the collaborative embeddings, too.
+        form: Says which collaborative embeddings it gets.
+        known: As of `aligned`.
 
     Returns:
         The share of the items whose semantic ID was another one.
@@ -85,8 +101,11 @@ def give_index(model: TTDSForCausalLM, old: TTDSForCausalLM, vectors: bool) -> f
     changed = (model.item_sids != old.item_sids).any(1).float().mean().item()
     model.item_tower.load_state_dict(old.item_tower.state_dict())
     model.user_tower.load_state_dict(old.user_tower.state_dict())
-    if vectors:
+    if form == OLD:
         model.item_collaborative.copy_(old.item_collaborative)
+    elif form == TURNED:
+        turned = aligned(model.item_collaborative, old.item_collaborative, known)
+        model.item_collaborative.copy_(turned)
     model.item_sids.copy_(old.item_sids)
     model.refresh_users()
     init_codebook_projections(model)
@@ -118,16 +137,17 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
 
     old = built(first, of(first), options, seed, states[0])
     add_new_items(old, known, of(known))
-    for form in (OLD, VECTORS, MOVING, NEW):
+    for form in (OLD, VECTORS, MOVING, TURNED, NEW):
         name = f"drift-{arguments.name}-{slug(form)}-seed{seed}"
         if (RESULTS / f"{name}.json").exists():
             continue
         begun = time.perf_counter()
         model = built(known, of(known), options, seed, states[1])
-        model.config.tower_weight = float(form == MOVING)
+        moves = form in (MOVING, TURNED)
+        model.config.tower_weight = float(moves)
         changed = 0.0
         if form != NEW:
-            changed = give_index(model, old, vectors=form == OLD)
+            changed = give_index(model, old, form, first.num_items)
         fit_profiles(
             model, known.training, num_epochs=options.language_model.profile_epochs, seed=seed
         )
@@ -141,7 +161,7 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
                 training,
                 examples=examples,
                 split=known,
-                refresh=MOVES if form == MOVING else RefreshOptions(refresh_steps=0),
+                refresh=MOVES if moves else RefreshOptions(refresh_steps=0),
                 evaluation=options.evaluation,
                 backbone=model_config,
             )

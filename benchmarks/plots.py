@@ -148,6 +148,34 @@ def curves(rows: list[dict]) -> dict[str, list]:
     }
 
 
+def drifts(rows: list[dict]) -> dict[str, dict[str, dict]]:
+    """Return NDCG@10 by data set and form of the index, for all users and for joined items.
+
+    Args:
+        rows: The results.
+    """
+    found = {}
+    for row in rows:
+        if "drift" in row:
+            forms = found.setdefault(row["drift"], {})
+            for name in DRIFTS:
+                forms.setdefault(row["form"], {}).setdefault(name, []).append(row["test"][name])
+    return {
+        dataset: {
+            form: {name: statistics.mean(values) for name, values in metrics.items()}
+            for form, metrics in sorted(forms.items(), key=lambda one: FORMS.index(one[0]))
+        }
+        for dataset, forms in found.items()
+    }
+
+
+FORMS = (
+    "old index", "new embeddings", "moving semantic IDs",
+    "moving semantic IDs, aligned embeddings", "new index",
+)  # fmt: skip
+DRIFTS = {"NDCG@10": "all users", "joined_NDCG@10": "users who chose an item that joined"}
+
+
 def _dot(axes: Axes, x: float, y: float, colour: str, old: bool, deviation: float = 0.0) -> None:
     if deviation:
         axes.plot([x - deviation, x + deviation], [y, y], color=colour, linewidth=2, zorder=2)
@@ -263,6 +291,27 @@ def draw_slices(found: dict, theme: dict) -> Figure:
     return figure
 
 
+def draw_drifts(found: dict, theme: dict) -> Figure:
+    """Draw NDCG@10 by form of the index, a row of panels a data set.
+
+    Args:
+        found: As of `drifts`.
+        theme: Colours.
+    """
+    height = 1 + 0.35 * sum(map(len, found.values()))
+    figure, panels = plt.subplots(max(1, len(found)), 2, figsize=(10, height), squeeze=False)
+    for line, (dataset, forms) in zip(panels, found.items(), strict=False):
+        for axes, (name, title) in zip(line, DRIFTS.items(), strict=True):
+            for place, (form, metrics) in enumerate(forms.items()):
+                colour = theme["other"] if form == FORMS[-1] else COLOURS[LM_ONLY]
+                _dot(axes, metrics[name], -place, colour, False)
+            _from_zero(axes, f"{dataset}, {title}")
+            axes.set_yticks([-place for place in range(len(forms))], [""] * len(forms))
+        line[0].set_yticks([-place for place in range(len(forms))], forms)
+    figure.supxlabel("NDCG@10, test, language model only")
+    return figure
+
+
 def draw_curves(found: dict, theme: dict) -> Figure:
     """Draw validation NDCG@10 against millions of tokens.
 
@@ -315,6 +364,7 @@ DRAWINGS: dict[str, tuple[Callable, Callable]] = {
     "slices": (slices, draw_slices),
     "speed": (speeds, draw_speeds),
     "ablation": (curves, draw_curves),
+    "drift": (drifts, draw_drifts),
 }
 
 

@@ -125,7 +125,13 @@ def _new(rows: list[dict], metric: str, method: str, dataset: str) -> str | None
     return row and f"{row['rows'][method][metric]:.3f}"
 
 
+def _ablated(rows: list[dict], metric: str, name: str) -> str | None:
+    found = [row["validation"][metric] for row in rows if row.get("ablation") == name]
+    return f"{statistics.mean(found):.4f}" if found else None
+
+
 PATTERNS = {
+    r"validation (\S+@\d+) of row (\S+)": _ablated,
     r"new (\S+@\d+) of (.+) on (\S+)": _new,
     r"gain in (\S+@\d+) of (.+) over (.+) on (\S+)": _gain,
     r"(seconds|minutes|GB|hardware) of (.+) on (\S+)": _cost,

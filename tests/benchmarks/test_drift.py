@@ -38,7 +38,8 @@ def measured(tmp_path_factory):
     for file in (folder / "results").iterdir():
         content = json.loads(file.read_text())
         found[content["form"]] = content
-    return found, dict(zip((drift.OLD, drift.VECTORS, drift.MOVING, drift.NEW), tuned, strict=True))
+    forms = (drift.OLD, drift.VECTORS, drift.MOVING, drift.TURNED, drift.NEW)
+    return found, dict(zip(forms, tuned, strict=True))
 
 
 def test_a_form_has_what_its_name_says(measured):
@@ -46,11 +47,16 @@ def test_a_form_has_what_its_name_says(measured):
     sids, vectors = ({form: parts[i] for form, parts in tuned.items()} for i in (0, 1))
     assert torch.equal(sids[drift.OLD], sids[drift.VECTORS])
     assert torch.equal(sids[drift.OLD], sids[drift.MOVING])
+    assert torch.equal(sids[drift.OLD], sids[drift.TURNED])
     assert not torch.equal(sids[drift.OLD], sids[drift.NEW])
     assert not torch.equal(vectors[drift.OLD], vectors[drift.VECTORS])
     assert torch.equal(vectors[drift.VECTORS], vectors[drift.NEW])
+    torch.testing.assert_close(*(v @ v.T for v in (vectors[drift.TURNED], vectors[drift.NEW])))
+    away = {form: (vectors[form] - vectors[drift.OLD])[:40].norm() for form in vectors}
+    assert away[drift.TURNED] < 0.9 * away[drift.NEW]
+    moving = (drift.MOVING, drift.TURNED)
     for form, content in found.items():
-        assert len(content["refreshes"]) == (2 if form == drift.MOVING else 0)
+        assert len(content["refreshes"]) == (2 if form in moving else 0)
         assert (content["share_of_other_sids"] == 0) == (form == drift.NEW)
         assert content["items"] == {"first half": 40, "before the test": 41}
         assert content["users"] == {"all": 60, "joined": 0}
@@ -60,8 +66,18 @@ def test_a_form_has_what_its_name_says(measured):
 def test_the_table_has_a_line_a_form(measured):
     found, _ = measured
     lines = tables.drift_table(list(found.values())).splitlines()
-    cells = {line.split(" | ")[1]: line.split(" | ") for line in lines[2:6]}
+    cells = {line.split(" | ")[1]: line.split(" | ") for line in lines[2:7]}
     assert set(cells) == set(found)
     for form, content in found.items():
         assert cells[form][3] == f"{content['test']['HR@10']:.4f}"
     assert lines[-1] == "shop: 60 users; 0 chose an item that joined in the second half."
+
+
+def test_embeddings_are_turned_to_the_axes_of_earlier_ones_by_what_both_know():
+    torch.manual_seed(0)
+    old, turn = torch.randn(9, 4), torch.linalg.qr(torch.randn(4, 4))[0]
+    new = old @ turn
+    new[6:] = torch.randn(3, 4)  # came later: they say nothing of the axes
+    found = drift.aligned(new, old, 6)
+    torch.testing.assert_close(found[:6], old[:6])
+    torch.testing.assert_close(found[6:], new[6:] @ turn.T)
