@@ -232,19 +232,22 @@ class TTDSCatalogueMixin:
         most = max(1, min(MOST_LIKES, MOST_PAIRS // max(len(text), 1)))
         if known is None:
             step = -(-len(self.item_collaborative) // most) or 1
-            known = self.item_collaborative[::step].any(1).nonzero()[:, 0] * step
-            if step > 1 and 2 * len(known) < most:  # few have an embedding: look at all
+            others, embeddings = self.item_text[::step], self.item_collaborative[::step]
+            some = embeddings.any(1)
+        if known is not None or (step > 1 and 2 * int(some.sum()) < most):
+            if known is None:  # few have an embedding: look at all
                 known = self.item_collaborative.any(1).nonzero()[:, 0]
-        known = known[:: -(-len(known) // most) or 1]
+            known = known[:: -(-len(known) // most) or 1]
+            others = F.embedding(known, self.item_text)  # of unit length
+            embeddings = F.embedding(known, self.item_collaborative)
+            some = torch.ones_like(known, dtype=torch.bool)
         means = self.item_collaborative.new_zeros(len(text), self.item_collaborative.shape[1])
-        if not len(known):
+        if not some.any():
             return means
-        others = F.embedding(known, self.item_text)  # of unit length
-        embeddings = F.embedding(known, self.item_collaborative)
         for rows in torch.arange(len(text), device=text.device).split(CHUNK):
             cosines = F.normalize(text[rows], dim=-1) @ others.T
-            weights = (cosines / LIKENESS).softmax(1).to(means.dtype)
-            means[rows] = weights @ embeddings
+            weights = (cosines / LIKENESS).masked_fill(~some, -torch.inf).softmax(1)
+            means[rows] = weights.to(means.dtype) @ embeddings
         length = means.norm(dim=1, keepdim=True).clamp_min(1e-6)
         return means / length**SURENESS * text.any(1, keepdim=True)
 

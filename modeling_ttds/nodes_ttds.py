@@ -103,30 +103,33 @@ class TTDSNodeTable:
             if self.places[depth] is None and len(counts) > DENSE:
                 table._add_depth(trie, depth)
                 continue
-            places, where = None, moved
-            rows = len(counts)
+            places, changed = None, touched
             if self.places[depth] is not None:
                 places = torch.empty_like(counts)
                 places[moved] = self.places[depth]
                 places[touched] = -1 - trie.order[first[touched]]
-                touched = touched[counts[touched] > 1]
-                rows = len(self.centroids[depth])
-                where = torch.arange(rows, device=moved.device)
-                places[touched] = rows + torch.arange(len(touched), device=moved.device)
-                rows += len(touched)
-            changed = touched if places is None else places[touched]
-            both = table.summed(trie, touched, depth)
+                changed = touched[counts[touched] > 1]
+                rows = torch.arange(len(changed), device=moved.device)
+                places[changed] = len(self.centroids[depth]) + rows
+            both = table.summed(trie, changed, depth)
             for column, before, values in zip(
                 (table.centroids, table.variances),
                 (self.centroids[depth], self.variances[depth]),
                 both,
                 strict=True,
             ):
-                if before is not None:
-                    merged = before.new_empty(rows, before.shape[1])
-                    merged[where], merged[changed] = before, values
-                    before = merged
                 column.append(before)
+                if before is None:
+                    continue
+                if places is not None:
+                    column[-1] = torch.cat([before, values])
+                    continue
+                if len(before) == len(counts):  # no node is new, and a copy is faster
+                    column[-1] = before.clone()
+                else:
+                    column[-1] = before.new_empty(len(counts), before.shape[1])
+                    column[-1][moved] = before
+                column[-1][changed] = values
             table.places.append(places)
         return table
 
