@@ -1,7 +1,6 @@
 """Entities in a sequence of ids: bound to SID tokens, embedded, and followed down the trie."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,47 +9,19 @@ from torch.nn import functional as F  # noqa: N812
 
 from .configuration_ttds import KINDS, PLACEHOLDER_START
 from .nodes_ttds import (
+    TTDSContext,
     TTDSHistory,
-    TTDSNodePairs,
     TTDSNodeTable,
     history_profiles,
     item_vectors,
 )
 from .offload_ttds import at_hand
+from .pairs_ttds import TTDSNodePairs
 from .towers_ttds import profile
 from .trie_ttds import TTDSTrie
 from .users_ttds import TTDSUserHistories, held
 
 USERS = 4096  # users that get semantic IDs at once
-
-
-@dataclass(frozen=True)
-class TTDSContext:
-    """What a sequence of ids says at each of its positions, beside its tokens.
-
-    Args:
-        items: Row of the item whose SID ends here, -1 elsewhere, (batch, length).
-        depth: How many codes of an unfinished item precede the next token, (batch, length).
-        nodes: The node of that depth they lead to, (batch, length).
-        slots: Which of the row's histories is the one so far, (batch, length).
-        histories: Before the first and after each item of a row, (batch, num_slots).
-    """
-
-    items: Tensor
-    depth: Tensor
-    nodes: Tensor
-    slots: Tensor
-    histories: TTDSHistory
-
-    def at(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, TTDSHistory]:
-        """Return depth, node and history of positions, each (n,).
-
-        Args:
-            rows: Their batch rows, (n,).
-            columns: Their places in the rows, (n,).
-        """
-        slots = self.slots[rows, columns]
-        return self.depth[rows, columns], self.nodes[rows, columns], self.histories[rows, slots]
 
 
 class TTDSEntitiesMixin:

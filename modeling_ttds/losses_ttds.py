@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.utils import ModelOutput
 
 from .configuration_ttds import KINDS
-from .entities_ttds import TTDSContext
+from .nodes_ttds import TTDSContext
 from .towers_ttds import TTDSPath, evaluating
 
 

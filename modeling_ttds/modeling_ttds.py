@@ -21,7 +21,8 @@ from .entries_ttds import TTDSEntries, TTDSRoom
 from .generation_ttds import TTDSGenerationMixin
 from .lock_ttds import TTDSLock
 from .losses_ttds import TTDSLogProbs, TTDSLossMixin
-from .nodes_ttds import TTDSNodeHead, TTDSNodePairs
+from .nodes_ttds import TTDSNodeHead
+from .pairs_ttds import TTDSNodePairs
 from .pipeline_ttds import TTDSPipeline  # noqa: F401, what is imported travels with the model
 from .precision_ttds import unhalved
 from .prefix_ttds import CACHE, visible_ids
