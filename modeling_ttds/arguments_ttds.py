@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_list(values: Any, name: str, of: str = "item ids") -> list:
-    """Return an argument as a list; a string is no list of its letters.
+    """Return an argument as a list; a string is no list of its letters, a set has no order.
 
     Args:
         values: What was passed.
@@ -15,8 +15,10 @@ def as_list(values: Any, name: str, of: str = "item ids") -> list:
         of: What it should hold, for the message.
 
     Raises:
-        ValueError: It is a string, a mapping or nothing that could be gone through.
+        ValueError: It is a string, a set, a mapping or nothing that could be gone through.
     """
+    if isinstance(values, set | frozenset):
+        raise ValueError(f"`{name}` is a set, which has no order; give a list of {of}.")
     if isinstance(values, str | bytes):
         raise ValueError(f"`{name}` is the string {reprlib.repr(values)}; give a list of {of}.")
     if isinstance(values, Mapping) or not isinstance(values, Iterable):
@@ -42,6 +44,15 @@ def as_item_ids(values: Any, name: str) -> list[str]:
                 f"strings, such as {str(item)[:20]!r}."
             )
     return item_ids
+
+
+def unordered(values: Any) -> Any:
+    """Return a set as a list, and anything else as it is: for arguments whose order says nothing.
+
+    Args:
+        values: What was passed.
+    """
+    return list(values) if isinstance(values, set | frozenset) else values
 
 
 def as_count(value: Any, name: str) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .arguments_ttds import as_item_ids, as_list
+from .arguments_ttds import as_item_ids, as_list, unordered
 from .cooccurrence_ttds import TTDSCooccurrence
 from .entries_ttds import TTDSEntries
 from .records_ttds import as_text, item_records
@@ -294,7 +294,7 @@ class TTDSCatalogueMixin:
             ValueError: `item_ids` is no list of strings, an item is unknown, or none would be left.
         """
         with self.lock.one_writer:
-            gone = set(self.item_rows(item_ids, "item_ids"))
+            gone = set(self.item_rows(unordered(item_ids), "item_ids"))
             keep = torch.ones(len(self.item_sids), dtype=torch.bool, device=self.device)
             keep[list(gone)] = False
             if not keep.any():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .arguments_ttds import as_count, as_flag, as_item_ids, as_list
+from .arguments_ttds import as_count, as_flag, as_item_ids, as_list, unordered
 from .configuration_ttds import placeholder_ids
 from .generation_ttds import TTDSPrefix, search
 from .lock_ttds import reading
@@ -134,7 +134,7 @@ class TTDSRecommendationMixin:
         if allowed is None:
             return None
         mask = torch.zeros(len(self.item_sids), dtype=torch.bool, device=self.device)
-        mask[self.item_rows(allowed, "allowed")] = True
+        mask[self.item_rows(unordered(allowed), "allowed")] = True
         return mask
 
     def _named(self, lists: list[list[tuple[int, float]]]) -> list[list[TTDSRecommendation]]:

@@ -75,6 +75,11 @@ class TTDSSavingMixin:
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._origin = hub
+        for buffer in model.buffers():
+            # An empty one is read as a view of its neighbour in the file, which `torch.save` takes
+            # for one tensor of two types.
+            if not buffer.numel():
+                buffer.data = buffer.data.clone()
         if file is not None:
             model.read_catalogue(file)
             model.prepare_tracing()

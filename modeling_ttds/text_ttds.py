@@ -125,7 +125,14 @@ def encode_with_transformer(
 @lru_cache(maxsize=1)
 def _encoder(name: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Return an encoder and its tokenizer, which stay for the next texts."""
-    return AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).to(device).eval()
+    try:
+        encoder = AutoModel.from_pretrained(name).to(device).eval()
+        return AutoTokenizer.from_pretrained(name), encoder
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The model's `text_encoder` {name} cannot be loaded, so no text can be embedded "
+            f"({str(error).splitlines()[0]}); put it where it was, or pass `text_embeddings`."
+        ) from error
 
 
 def encode_by_encoder(

@@ -63,6 +63,21 @@ def test_what_is_no_list_is_refused_by_name(asked, where, value):
     assert len(asked.catalogue) == len(asked.item_sids) == before
 
 
+@pytest.mark.parametrize("kind", [set, frozenset])
+@pytest.mark.parametrize("where", LISTS)
+def test_a_set_is_refused_where_order_says_something(asked, where, kind):
+    name, call = LISTS[where]
+    if where in ("recommend allowed", "similar_items allowed", "remove_items", "add_items"):
+        pytest.skip("Order says nothing, or a record cannot be in a set")
+    before = len(asked.catalogue)
+    with pytest.raises(ValueError, match=rf"^`{name}` is a set, which has no order; give a list"):
+        call(asked, kind(["i1", "i2"]))
+    if where in OF_HISTORIES:
+        with pytest.raises(ValueError, match=rf"^`{name}\[0\]` is a set, which has no order"):
+            call(asked, [kind(["i1", "i2"])])
+    assert len(asked.catalogue) == before
+
+
 @pytest.mark.parametrize("value", [12, np.int64(12), 1.5, None, ["i1"], torch.tensor(3)], ids=repr)
 @pytest.mark.parametrize("where", sorted(OF_IDS))
 def test_ids_are_strings(asked, where, value):

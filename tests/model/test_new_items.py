@@ -209,3 +209,13 @@ def test_entries_are_those_of_the_file_and_labels_tell_equal_ones():
     assert labels[0, 0].tolist() == [labels[0, 1, 0], -1] and labels[1, 0, 0] == -1
     assert labels[1, 0, 1] == labels[1, 1, 1] >= 0 and labels[1, 1, 0] == labels[0, 0, 0] >= 0
     assert len(read) == 3 and more.without({0, 2}) == [entries[1], more[3]]
+
+
+def test_a_text_encoder_that_is_gone_is_named_and_nothing_is_added(model, tmp_path):
+    model.config.text_encoder = str(tmp_path / "gone")
+    before = list(model.catalogue)
+    with pytest.raises(OSError, match=r"`text_encoder` .*gone cannot be loaded.*text_embeddings"):
+        model.add_items([{"item_id": "new", "title": "kettle"}])
+    assert list(model.catalogue) == before and len(model.item_sids) == len(before)
+    model.add_items([{"item_id": "new", "title": "kettle"}], model.item_text[:1])
+    assert model.catalogue[-1]["item_id"] == "new"

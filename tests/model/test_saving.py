@@ -198,6 +198,19 @@ def test_a_copy_is_a_model_of_its_own(model, copied):
     assert twin.lock is not model.lock and twin.recommend([["new"]], top_k=3)
 
 
+def test_torch_saves_what_was_loaded(model, tmp_path):
+    """An empty table lies in the file where its neighbour of another type begins."""
+    assert any(not buffer.numel() for buffer in model.buffers())
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    torch.save(model, tmp_path / "whole.pt")
+    state = torch.load(tmp_path / "state.pt")
+    whole = torch.load(tmp_path / "whole.pt", weights_only=False)
+    history = [[entry["item_id"] for entry in model.catalogue[:3]]]
+    assert whole.recommend(history) == model.recommend(history)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
 def test_a_trie_is_never_that_of_another_table():
     model = make_model()
     for number in range(20):
