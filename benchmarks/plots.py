@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import hashlib
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,30 +150,25 @@ def curves(rows: list[dict]) -> dict[str, list]:
 
 
 def drifts(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Return NDCG@10 by data set and form of the index, for all users and for joined items.
+    """Return NDCG@10 by data set and form of the index, the lowest first.
 
     Args:
         rows: The results.
     """
-    found = {}
+    tests = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if "drift" in row:
-            forms = found.setdefault(row["drift"], {})
-            for name in DRIFTS:
-                forms.setdefault(row["form"], {}).setdefault(name, []).append(row["test"][name])
-    return {
-        dataset: {
-            form: {name: statistics.mean(values) for name, values in metrics.items()}
-            for form, metrics in sorted(forms.items(), key=lambda one: FORMS.index(one[0]))
+            tests[row["drift"]][row["form"]].append(row["test"])
+    found = {}
+    for dataset, forms in tests.items():
+        means = {
+            form: {name: statistics.mean(test[name] for test in runs) for name in DRIFTS}
+            for form, runs in forms.items()
         }
-        for dataset, forms in found.items()
-    }
+        found[dataset] = dict(sorted(means.items(), key=lambda one: one[1]["NDCG@10"]))
+    return found
 
 
-FORMS = (
-    "old index", "new embeddings", "moving semantic IDs",
-    "moving semantic IDs, aligned embeddings", "new index",
-)  # fmt: skip
 DRIFTS = {"NDCG@10": "all users", "joined_NDCG@10": "users who chose an item that joined"}
 
 
@@ -302,9 +298,8 @@ def draw_drifts(found: dict, theme: dict) -> Figure:
     figure, panels = plt.subplots(max(1, len(found)), 2, figsize=(10, height), squeeze=False)
     for line, (dataset, forms) in zip(panels, found.items(), strict=False):
         for axes, (name, title) in zip(line, DRIFTS.items(), strict=True):
-            for place, (form, metrics) in enumerate(forms.items()):
-                colour = theme["other"] if form == FORMS[-1] else COLOURS[LM_ONLY]
-                _dot(axes, metrics[name], -place, colour, False)
+            for place, metrics in enumerate(forms.values()):
+                _dot(axes, metrics[name], -place, COLOURS[LM_ONLY], False)
             _from_zero(axes, f"{dataset}, {title}")
             axes.set_yticks([-place for place in range(len(forms))], [""] * len(forms))
         line[0].set_yticks([-place for place in range(len(forms))], forms)
