@@ -106,6 +106,7 @@ class TTDSCatalogueMixin:
 
         Raises:
             ValueError: `texts` is one string, or holds what is no text.
+            OSError: The text encoder cannot be loaded.
         """
         texts = [
             as_text(text, "texts", f"Text {number}")
@@ -157,6 +158,7 @@ class TTDSCatalogueMixin:
             ValueError: An item id is missing, known or there twice, a field holds no text, an
                 embedding does not fit, a history holds an unknown item, or the semantic IDs are
                 used up.
+            OSError: The text encoder cannot be loaded.
         """
         records = item_records(items)
         with self.lock.one_writer:
@@ -230,24 +232,22 @@ class TTDSCatalogueMixin:
         """
         # What is learnt from ten thousands of items is learnt from every so-manieth of a million.
         most = max(1, min(MOST_LIKES, MOST_PAIRS // max(len(text), 1)))
-        if known is None:
-            step = -(-len(self.item_collaborative) // most) or 1
-            others, embeddings = self.item_text[::step], self.item_collaborative[::step]
-            some = embeddings.any(1)
-        if known is not None or (step > 1 and 2 * int(some.sum()) < most):
-            if known is None:  # few have an embedding: look at all
-                known = self.item_collaborative.any(1).nonzero()[:, 0]
-            known = known[:: -(-len(known) // most) or 1]
-            others = F.embedding(known, self.item_text)  # of unit length
-            embeddings = F.embedding(known, self.item_collaborative)
-            some = torch.ones_like(known, dtype=torch.bool)
+        step = -(-len(self.item_collaborative) // most) or 1
+        rows = slice(None, None, step)  # views of the tables, no copies
+        some = self.item_collaborative[rows].any(1)
+        if known is None and step > 1 and 2 * int(some.sum()) < most:  # few have one: look at all
+            known = self.item_collaborative.any(1).nonzero()[:, 0]
+        if known is not None:
+            rows = known[:: -(-len(known) // most) or 1]
+            some = self.item_collaborative[rows].any(1)
+        others, embeddings = self.item_text[rows], self.item_collaborative[rows]
         means = self.item_collaborative.new_zeros(len(text), self.item_collaborative.shape[1])
         if not some.any():
             return means
-        for rows in torch.arange(len(text), device=text.device).split(CHUNK):
-            cosines = F.normalize(text[rows], dim=-1) @ others.T
+        for part in torch.arange(len(text), device=text.device).split(CHUNK):
+            cosines = F.normalize(text[part], dim=-1) @ others.T
             weights = (cosines / LIKENESS).masked_fill(~some, -torch.inf).softmax(1)
-            means[rows] = weights.to(means.dtype) @ embeddings
+            means[part] = weights.to(means.dtype) @ embeddings
         length = means.norm(dim=1, keepdim=True).clamp_min(1e-6)
         return means / length**SURENESS * text.any(1, keepdim=True)
 

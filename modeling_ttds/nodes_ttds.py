@@ -118,18 +118,16 @@ class TTDSNodeTable:
                 both,
                 strict=True,
             ):
-                column.append(before)
                 if before is None:
-                    continue
-                if places is not None:
-                    column[-1] = torch.cat([before, values])
-                    continue
-                if len(before) == len(counts):  # no node is new, and a copy is faster
-                    column[-1] = before.clone()
+                    grown = None
+                elif places is not None:
+                    grown = torch.cat([before, values])
+                elif len(before) == len(counts):  # no node is new, and a copy is faster
+                    grown = before.index_copy(0, changed, values)
                 else:
-                    column[-1] = before.new_empty(len(counts), before.shape[1])
-                    column[-1][moved] = before
-                column[-1][changed] = values
+                    grown = before.new_empty(len(counts), before.shape[1])
+                    grown[moved], grown[changed] = before, values
+                column.append(grown)
             table.places.append(places)
         return table
 
