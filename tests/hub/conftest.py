@@ -1,4 +1,9 @@
-"""What a run leaves behind, to be published."""
+"""What a run leaves behind, a Hub to publish it on, and the verb that does."""
+
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -8,7 +13,8 @@ from recipes.evaluation import report
 from recipes.evaluation.report import LM_ONLY
 from recipes.hub.card import data_facts
 from recipes.ranking import reranker
-from tests.hub_server import TOKEN
+from tests.conftest import ROOT
+from tests.hub_server import READ_ONLY, TOKEN, HubServer
 
 LITTER = {
     "checkpoint-10/model.safetensors": b"a checkpoint",
@@ -56,3 +62,52 @@ def folder(built, split, shop, options, tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+@pytest.fixture
+def server():
+    server = HubServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def environment(server, tmp_path):
+    """What a process needs to meet this Hub and no other."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHONPATH"))}
+    return kept | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
+def publish(environment):
+    """Return a function that runs the verb and returns what it printed."""
+
+    def run(folder, *arguments, repo_id="org/name", ok=True, root=ROOT, **variables):
+        environ = {k: v for k, v in (environment | variables).items() if v is not None}
+        command = [sys.executable, "recipes/publish.py", str(folder), "--repo_id", repo_id]
+        done = subprocess.run(
+            [*command, *arguments], cwd=root, env=environ, capture_output=True, text=True
+        )
+        printed = done.stdout + done.stderr
+        assert (done.returncode == 0) == ok, printed[-3000:]
+        assert "Traceback" not in printed, printed[-3000:]
+        assert TOKEN not in printed and READ_ONLY not in printed
+        return printed
+
+    return run
+
+
+def listed(printed: str) -> dict[str, int]:
+    found = re.findall(r"^ +([\d,]+)  (\S+)$", printed, re.M)
+    return {name: int(size.replace(",", "")) for size, name in found}
+
+
+def published(server, kind="model", name="org/name") -> dict[str, bytes]:
+    return {k: v for k, v in server.repos[kind, name].files().items() if k != ".gitattributes"}

@@ -15,7 +15,7 @@ from recipes.hub.files import PublishError, model_files, model_sha256
 from recipes.hub.run import save_run
 from recipes.ranking import reranker
 from tests.conftest import ROOT
-from tests.hub.test_publish import environment, published, server  # noqa: F401, fixtures
+from tests.hub.conftest import published
 
 NEW = {"item_id": "new", "title": "Walnut kettle"}
 

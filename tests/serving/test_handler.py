@@ -7,8 +7,11 @@ import pytest
 
 from recipes.hub.files import model_files
 from recipes.serving.handler import answers, checked
-from tests.hub.conftest import folder  # noqa: F401, a fixture
-from tests.hub.test_publish import environment, server  # noqa: F401, fixtures
+from tests.hub.conftest import (  # noqa: F401, fixtures
+    environment,
+    folder,  # noqa: F401, a fixture
+    server,
+)
 from tests.hub_server import Repo
 
 # What the service does: download the repository, load the one file by its path, call it.
