@@ -24,12 +24,12 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, **_):
-    """Write the options into their page, from the fields that the command line is made of."""
-    return (
-        markdown.replace("<!-- options -->", options())
-        if page.file.src_uri == "options.md"
-        else markdown
-    )
+    """Write the options into their page, and links to the root's documents as links to pages."""
+    for taken, source in TAKEN.items():
+        markdown = markdown.replace(f"](../{source}", f"]({taken}")
+    if page.file.src_uri == "options.md":
+        markdown = markdown.replace("<!-- options -->", options())
+    return markdown
 
 
 def at_home(text: str) -> str:

@@ -146,8 +146,8 @@ class TTDSCatalogueMixin:
         which the model knows no text and no history gets an arbitrary semantic ID, and a warning.
 
         Args:
-            items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`, as
-                records or a table of them; see `item_records`.
+            items: Per item `item_id` and any of `title`, `brand`, `categories`, `description`,
+                `price`, as records or a table of them; see `item_records`.
             text_embeddings: Their text embeddings, (len(items), text_dim), of any length each; by
                 default made from their text by `embed_texts`.
             histories: Histories that hold new items, as item ids, if there are any yet: a new

@@ -323,8 +323,9 @@ class TTDSGenerationMixin(GenerationMixin):
     ) -> Any:
         """Generate as `GenerationMixin.generate` does; after a next-item prompt, an item.
 
-        With `num_beams` the lists are those of `recommend(rerank=False, memory=False)`. Prompts of
-        any other wording, and prompts given as embeddings, keep the whole vocabulary.
+        With `num_return_sequences=num_beams` and `length_penalty=0` the lists are those of
+        `recommend(rerank=False, memory=False)` with as many beams. Prompts of any other wording,
+        and prompts given as embeddings, keep the whole vocabulary.
 
         Args:
             inputs: Token ids, (batch, length), if not given as `input_ids`.

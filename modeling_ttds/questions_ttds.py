@@ -38,8 +38,8 @@ class TTDSExplanation:
 
     Args:
         item_id: Id of the item.
-        steps: Probability of each code of its semantic ID among the level's, after those before it;
-            the log of their product is the item's score without the re-ranker.
+        steps: Probability of each code of its semantic ID among the children of the node reached;
+            the log of their product is the item's score with `rerank=False, memory=False`.
         follows: Item of the history that it follows most in the co-occurrence memory, if any.
         resembles: Item of the history whose text is most like its own, if any is.
     """
@@ -62,7 +62,7 @@ class TTDSQuestionsMixin:
 
         Args:
             item_ids: Items to start from.
-            top_k: Length of the lists.
+            top_k: Length of the lists; they are shorter where fewer items may appear.
             allowed: Item ids that may appear; all by default.
 
         Raises:

@@ -30,7 +30,8 @@ class TTDSRecommendation:
     Args:
         item_id: Id of the item.
         title: Its title, empty if it has none.
-        score: Log-probability: of its semantic ID, or by the re-ranker among the candidates.
+        score: Log-probability: of its semantic ID, or by the re-ranker among the candidates; for a
+            query, among the candidates by language model and likeness of text.
     """
 
     item_id: str
@@ -69,8 +70,8 @@ class TTDSRecommendationMixin:
             unknown: What to do with a history's item that is not in the catalogue: `"error"`, or
                 `"skip"` to drop it.
             batch_size: Users per step.
-            rerank: Whether co-occurrence memory and re-ranker join in, where the model has them;
-                otherwise the list is what the language model generates.
+            rerank: Whether the re-ranker orders the list, where the model has one; otherwise it is
+                in the order of the beam search. Queries are answered without it.
             queries: What each user is looking for, in words; the language model answers, and
                 likeness of text. A list is empty where the model knows none of the words.
             memory: Whether the priors of the co-occurrence memory join the beam search, where the

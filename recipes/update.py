@@ -68,6 +68,11 @@ def main() -> None:
             f"{arguments.model} does not say what it was trained on, as models of before version "
             "0.2 do not; train it anew by recipes/sft.py."
         )
+    if trained["options"].get("split") == "timeline":
+        raise ValueError(
+            f"{arguments.model} was trained on `split` 'timeline', so it may have learnt what an "
+            "update fits the re-ranker on; train with --split leave_one_out what is to be updated."
+        )
     data, _, _ = read_as_trained(arguments, config)
     check_known(model, arguments.model, data)
     exclude_seen = arguments.exclude_seen

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from modeling_ttds import TTDSForCausalLM
-from recipes import evaluate
+from recipes import evaluate, update
 from recipes.evaluation.report import lists_folder
 from tests.test_data_of_a_run import ITEMS, ROWS, call, metrics, train, write  # noqa: F401
 
@@ -63,6 +63,10 @@ def test_a_run_on_a_timeline_and_what_is_refused_afterwards(run, train, call, tm
     code, _, said = call(evaluate, *asked, "--targets", "validation")
     assert code == 2 and "learnt from the validation's interactions before its test" in said
     assert metrics(folder) == found, "nothing is overwritten"
+    wishes = ["--model", folder, "--dataset_name", data, "--output_dir", tmp_path / "newer"]
+    code, _, said = call(update, *wishes)
+    assert code == 2 and "train with --split leave_one_out what is to be updated" in said
+    assert not (tmp_path / "newer").exists()
 
     assert list((folder / "refit").glob("checkpoint-*/complete.json"))
     code, output, said = train(data, *how, "--resume_from_checkpoint", "true")

@@ -10,6 +10,7 @@ import sys
 import pandas as pd
 import pytest
 
+from recipes.tuning.arguments import parse_arguments
 from tests.conftest import ROOT, SMALL
 
 GUIDE = (ROOT / "docs" / "guide.md").read_text("utf-8")
@@ -53,6 +54,12 @@ def test_commands_of_the_guide_run(movielens):
     assert ran == 6
     lists = pd.read_parquet(movielens / "outputs" / "lists")
     assert len(lists) == 60 and (movielens / "outputs" / "movielens" / "metrics.json").is_file()
+
+
+def test_the_recipe_for_data_of_ones_own_needs_no_file_and_no_download(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--config", str(ROOT / "recipes" / "sparse.yaml")])
+    index = parse_arguments()[0].index
+    assert index.text_encoder == "tokens" and index.text_embeddings is None
 
 
 def test_the_notebook_runs():

@@ -138,8 +138,7 @@ def test_pictures_of_the_pages_exist():
         named = re.findall(r'(?:src|srcset)="([^"]+)"', text)
         named += re.findall(r"\]\(((?!https?:|#|mailto:)[^)#]+)[)#]", text)
         for name in named:
-            written_by_hook = page.parent == DOCS and name in ("index.md", "contributing.md")
-            assert written_by_hook or (page.parent / name).exists(), f"{page.name}: {name}"
+            assert (page.parent / name).exists(), f"{page.name}: {name}"
 
 
 def test_site_builds_without_a_dead_link(tmp_path):
