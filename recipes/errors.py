@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from safetensors import SafetensorError
+
 ROOT = Path(__file__).resolve().parents[1]
 OURS = tuple(str(ROOT / folder) + os.sep for folder in ("recipes", "modeling_ttds"))
 # Waits for the launcher to end, which prints a traceback of its own, then says why the run ended.
@@ -101,15 +103,43 @@ def named_model(option: str, name: str) -> Iterator[None]:
         name: What it names.
 
     Raises:
-        FileNotFoundError: Nothing of that name can be loaded.
+        FileNotFoundError: Nothing of that name can be loaded, or it is not whole.
     """
     try:
         yield
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"`{option}` {name} is not whole ({type(error).__name__}: {reason}); copy or save it "
+            "again."
+        ) from None
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
             f"`{option}` {name} is no folder of a model, nor a model on the Hub ({reason})."
         ) from None
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made, or not be written to, before anything long has run.
+
+    Args:
+        option: Name of the option.
+        folder: The folder, which need not be there.
+
+    Raises:
+        ValueError: It cannot be written to; the message says what is in the way.
+    """
+    place = folder
+    while not (place.exists() or place.is_symlink()):
+        place = place.parent
+    reason = None
+    if not place.is_dir():
+        reason = f"{place} is " + ("a file" if place.exists() else "a link to nothing")
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{place} may not be written to"
+    if reason is not None:
+        raise ValueError(f"`{option}` needs the folder {folder}, but {reason}; name another.")
 
 
 @contextmanager

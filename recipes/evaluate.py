@@ -1,7 +1,8 @@
 """Rank the catalogue for every user of a data set by a saved model, and measure the lists.
 
 The metrics go into metrics.json in the model's folder, the lists, by user id, into the folder
-beside it whose name ends in -lists.
+beside it whose name ends in -lists. What is measured otherwise than by the training run is printed,
+and written where --output says.
 
 python recipes/evaluate.py --model outputs/demo
 python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --output FOLDER
@@ -12,7 +13,7 @@ import json
 from pathlib import Path
 
 from recipes.config import SPLITS, add_data_arguments
-from recipes.errors import Parser, one_sentence
+from recipes.errors import Parser, check_writable, one_sentence
 
 
 def main() -> None:
@@ -29,15 +30,17 @@ def main() -> None:
         help="Whose targets are looked for.",
     )
     parser.add_argument("--split", choices=SPLITS, help="Which split; as for training by default.")
-    parser.add_argument("--num_beams", type=int, default=50, help="Prefixes kept per level.")
+    parser.add_argument(
+        "--num_beams", type=int, help="Prefixes kept per level; as for training by default."
+    )
     parser.add_argument("--output", help="Folder to write to; by default the model's.")
     arguments = parser.parse_args()
-    if arguments.num_beams < 1:
+    if arguments.num_beams is not None and arguments.num_beams < 1:
         raise ValueError(f"`--num_beams` is {arguments.num_beams}; it must be at least 1.")
 
     # They take seconds, which --help and a wrong option need not wait for.
-    from transformers.utils import cached_file
-
+    from recipes.config import EvaluationOptions
+    from recipes.data.origin import data_identity, difference
     from recipes.data.split import check_split
     from recipes.evaluation import report
     from recipes.evaluation.report import LM_ONLY
@@ -47,6 +50,7 @@ def main() -> None:
         check_items,
         check_same_data,
         load_model,
+        model_folder,
         read_as_trained,
         split_as_trained,
         which_split,
@@ -59,12 +63,20 @@ def main() -> None:
             f"{arguments.model} learnt from the validation's interactions before its test, as a "
             "model of a timeline does; its metrics.json has what was measured before."
         )
-    output = Path(arguments.output or arguments.model)
+    output, folder = Path(arguments.output or arguments.model), model_folder(arguments.model)
     if not output.is_dir():
         missing = f"`--output` {output} is no folder"
         if arguments.output is None:
             missing = f"`--model` {output} is on the Hub, which takes no results"
         raise ValueError(f"{missing}; name a folder that exists by --output.")
+    own = output.resolve() == folder.resolve()
+    if not own and (output / "config.json").exists():
+        raise ValueError(f"`--output` {output} is the folder of another model; name another.")
+    check_writable("--output", report.lists_folder(output))
+    file = output / "metrics.json"
+    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    beams = known.get("options", {}).get("num_beams") if own else None
+    num_beams = arguments.num_beams or beams or EvaluationOptions.num_beams
 
     data, shop, otherwise = read_as_trained(arguments, model.config)
     if not (otherwise or arguments.allow_other_data):
@@ -73,25 +85,46 @@ def main() -> None:
     check_split(split)
     if check_items(model, arguments.model, split.data) != list(range(split.num_items)):
         raise ValueError(f"{arguments.model} was built on another catalogue than the data set's.")
+    trained = model.config.trained_on
+    otherwise |= bool(trained and difference(data_identity(data), trained))
+    otherwise |= split.exclude_seen != model.config.exclude_seen
+    otherwise |= beams not in (None, num_beams)
+    shown = report.rows_of(model)
+    if which == "validation" and shown != [LM_ONLY]:
+        print(
+            "Priors and re-ranker were fitted on the validation targets, so only the language "
+            "model is measured on them; metrics.json of the training run has all rows, "
+            "cross-fitted."
+        )
+        shown = [LM_ONLY]
     split, rows = split.view(which), {}
-    for row in report.rows_of(model):
-        rows[row], lists = report.evaluate_model(model, split, which, arguments.num_beams, row)
+    for row in shown:
+        rows[row], lists = report.evaluate_model(model, split, which, num_beams, row)
     rows[LM_ONLY]["unique_sids"] = report.unique_sids(model)
     rows |= report.baseline_rows(split, which, shop)
-    report.write_run(report.lists_folder(output) / "run.jsonl", split, which, lists)
-    content = {"dataset": arguments.dataset_name or GENERATED_DATA, "data_sha256": data.sha256}
-    content |= {"split": name}
-    measured = model_sha256(Path(cached_file(arguments.model, "config.json")).parent)
-    file = output / "metrics.json"
-    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    theirs = known.get("split") or known.get("options", {}).get("split", "leave_one_out")
-    if known.get("data_sha256") == data.sha256 and theirs == name:
-        content = known  # what the training run wrote beside the model stays true of it
-        if known.get("model_sha256", measured) != measured:  # but for figures of an earlier state
-            content = {n: part for n, part in known.items() if n not in ("validation", "test")}
-    content |= {"model_sha256": measured}
-    report.write_json(file, content | {which: content.get(which, {}) | rows})
     print(report.table(rows))
+    if own and otherwise:
+        print(
+            "\nThis was measured otherwise than by the training run, whose figures stay in "
+            f"{file}. Name a folder by --output to write it there."
+        )
+        return
+    found = {
+        "data_sha256": data.sha256,
+        "split": name,
+        "measured_with": {"num_beams": num_beams, "exclude_seen": split.exclude_seen},
+    }
+    content = {"dataset": arguments.dataset_name or GENERATED_DATA}
+    theirs = {"split": known.get("options", {}).get("split", "leave_one_out")} | known
+    if all(theirs.get(name, value) == value for name, value in found.items()):
+        content = known  # what was measured before stays true
+        measured = known.get("model_sha256")
+        if measured not in (None, model_sha256(folder)):  # but for an earlier state of the model
+            content = {n: part for n, part in known.items() if n not in ("validation", "test")}
+    content |= found | {"model_sha256": model_sha256(folder)}
+    lists_file = "run.jsonl" if which == "test" else "run-validation.jsonl"
+    report.write_run(report.lists_folder(output) / lists_file, split, which, lists)
+    report.write_json(file, content | {which: content.get(which, {}) | rows})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from recipes.config import add_data_arguments
-from recipes.errors import Parser, one_sentence
+from recipes.errors import Parser, check_writable, one_sentence
 
 # A hidden file: what reads a folder of parquet as one table passes it over.
 REQUEST_FILE = ".request.json"
@@ -35,6 +35,11 @@ def check_request(output: Path, request: dict[str, object]) -> None:
     if file.exists():
         found = json.loads(file.read_text("utf-8"))
         differing = [name for name in request if found.get(name) != request[name]]
+        if differing == ["model_sha256"]:
+            raise ValueError(
+                f"`--output` {output} holds shards made with an earlier state of {request['model']}"
+                "; name another folder, or empty this one."
+            )
         if differing:
             name = differing[0]
             raise ValueError(
@@ -63,21 +68,31 @@ def main() -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"`--{name}` is {value}; it must be at least 1.")
-    if arguments.output.is_file():
-        raise ValueError(f"`--output` {arguments.output} is a file; name a folder.")
+    check_writable("--output", arguments.output)
 
     # They take seconds, which --help and a wrong option need not wait for.
     from accelerate import PartialState
     from datasets import Dataset, disable_progress_bars
     from tqdm.auto import tqdm
 
-    from recipes.hub.saved import check_items, load_model, read_as_trained
+    from recipes.hub.files import model_sha256
+    from recipes.hub.saved import check_items, load_model, model_folder, read_as_trained
 
     disable_progress_bars()  # one of every shard's file, which would be drawn below our own
     state = PartialState(cpu=arguments.use_cpu)
     model = load_model(arguments.model).to(state.device)
+    # Everybody gets a list, however many interactions it took to be learnt from.
+    least = (model.config.trained_on or {}).get("options", {}).get("min_interactions", 1)
+    everybody = arguments.min_interactions is None
+    if everybody:
+        arguments.min_interactions = 1
     data, _, _ = read_as_trained(arguments, model.config)
-    rows = check_items(model, arguments.model, data)
+    rows = check_items(model, arguments.model, data, may_lack=everybody and least > 1)
+    if -1 in rows and state.is_main_process:
+        print(
+            f"{rows.count(-1):,} items that {arguments.model} does not know are left out of the "
+            f"histories: it was trained with `min_interactions` {least}."
+        )
     num_items = len(model.catalogue)
     top_k = min(TOP_K, num_items) if arguments.top_k is None else arguments.top_k
     if top_k > num_items:
@@ -87,6 +102,7 @@ def main() -> None:
         exclude_seen = arguments.exclude_seen
     request = {
         "model": arguments.model,
+        "model_sha256": model_sha256(model_folder(arguments.model)),
         "data_sha256": data.sha256,
         "top_k": top_k,
         "exclude_seen": exclude_seen,
@@ -109,7 +125,10 @@ def main() -> None:
         if shard.exists():
             continue
         last = min(first + arguments.shard_size, len(data.user_ids))
-        histories = [[rows[row] for row in data.histories[user]] for user in range(first, last)]
+        histories = [
+            [rows[row] for row in data.histories[user] if rows[row] >= 0]
+            for user in range(first, last)
+        ]
         lists = model.recommend_rows(histories, top_k, exclude_seen=exclude_seen)
         scratch = shard.with_suffix(".tmp")
         Dataset.from_dict(

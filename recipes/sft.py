@@ -53,7 +53,7 @@ def main(
         model_config: The backbone, if one is given.
     """
     destination = take_over_push(training, options.data, options.reranker, options.output)
-    check_output(training, options, model_config.model_name_or_path)
+    fresh = check_output(training, options, model_config.model_name_or_path)
     set_seed(training.seed)
     begun, seed = time.perf_counter(), training.seed
     folder, backbone = Path(training.output_dir), model_config.model_name_or_path
@@ -69,7 +69,7 @@ def main(
         text = given_text_embeddings(options.index, of_data.dataset_name, split.num_items)
         text = split.in_order(text)
     announce(split, training, options.reranker)
-    what = data, text, options
+    what = data, text, options, fresh
     trainer, facts = fit_model(split.view("training"), *what, training, model_config)
     refit = None
     if split.views is not None:
@@ -88,6 +88,8 @@ def main(
         )
     facts |= run_facts(options, backbone, seed, data)
     facts |= {"seconds": round(time.perf_counter() - begun, 1)}
+    if training.resume_from_checkpoint:
+        facts["resumed_from"] = Path(training.resume_from_checkpoint).name
     with report.stage("Save model, lists, picture and card"):
         save_run(folder, training.hub_model_id, model, split, lists, facts | rows)
 
@@ -110,6 +112,7 @@ def fit_model(
     data: Data,
     text: Tensor | None,
     options: TTDSArguments,
+    fresh: bool,
     training: TTDSTrainingArguments,
     model_config: ModelConfig,
 ) -> tuple[TTDSTrainer, dict[str, Any]]:
@@ -121,6 +124,7 @@ def fit_model(
         text: Precomputed text embeddings, (num_items of the data set, text_dim), or None; those of
             the items known come first.
         options: What is built.
+        fresh: Whether nothing was in the output folder when the run began.
         training: How it is tuned, and where its checkpoints go.
         model_config: The backbone, if one is given.
 
@@ -134,7 +138,7 @@ def fit_model(
         tokenizer = build_tokenizer(known, *shapes, backbone)
         named = backbone and shown_name(backbone)
         made_of = origin(data, tokenizer.get_vocab(), options, named, seed)
-        resume_from(training, made_of)
+        resume_from(training, made_of, options.evaluation)
         states = UserStates(known, options.examples.max_history)
         examples = Examples(known, states, tokenizer, options.examples, seed, training.max_length)
         model = build_model(known, tokenizer, *shapes, backbone, text, seed)
@@ -159,7 +163,7 @@ def fit_model(
             seed=seed,
             folder=Path(options.index.cache_dir),
         )
-    make_room(training, options.output)
+    make_room(training, options.output, fresh)
     with report.stage("Tune the language model"):
         trainer = TTDSTrainer(
             model,

@@ -6,12 +6,12 @@ The data set is the whole log as it is now: what the model was trained on, and w
 Measure the result by `recipes/evaluate.py --model outputs/today --dataset_name FOLDER`.
 """
 
-import shutil
+import tempfile
 import time
 from pathlib import Path
 
 from recipes.config import LEAST_USERS, READING, add_data_arguments
-from recipes.errors import Parser, one_sentence
+from recipes.errors import Parser, check_writable, one_sentence
 
 FIT_USERS = 5_000
 
@@ -37,6 +37,7 @@ def main() -> None:
     output = arguments.output_dir
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise ValueError(f"`--output_dir` {output} is there already; name another.")
+    check_writable("--output_dir", output)
     for name, least in (("fit_users", LEAST_USERS), ("num_beams", 1)):
         value = getattr(arguments, name)
         if value < least:
@@ -106,11 +107,12 @@ def main() -> None:
         "options": known.get("options", {}) | {"dataset_name": arguments.dataset_name},
         "updated": {"seconds": seconds, "new_items": new, "learnt_from": before},
     }
-    scratch = output.with_name(f"{output.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch)
-    report.write_json(scratch / "metrics.json", facts)
-    scratch.replace(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        made = Path(scratch, output.name)
+        model.save_pretrained(made)
+        report.write_json(made / "metrics.json", facts)
+        made.replace(output)
     named = f" --dataset_name {arguments.dataset_name}" if arguments.dataset_name else ""
     print(f"{output} is up to date after {seconds:,.0f} s. Measure it:\n")
     print(f"    python recipes/evaluate.py --model {output}{named}")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from modeling_ttds import TTDSForCausalLM
-from recipes import evaluate, recommend, sft
+from recipes import evaluate, recommend, sft, update
 from recipes.errors import one_sentence
 from recipes.evaluation.report import lists_folder
 from recipes.hub.run import MARKER
@@ -211,8 +211,21 @@ def test_a_model_remembers_how_its_data_were_read(made, call, tmp_path):
     assert loaded.num_rows == 60 and set(loaded.column_names) == {"user_id", "item_ids", "scores"}
     code, _, said = call(evaluate, *asked, "--column_map", '{"asin": "title"}')
     assert code == 2 and "`column_map` would give items two columns `title`" in said
-    code, _, said = call(evaluate, *asked, "--tie_break", "published", "--num_beams", 20)
-    assert code == 0, "what is said on the command line is meant"
+    found = metrics(model)
+    for otherwise in (
+        ("--tie_break", "published"),
+        ("--exclude_seen", "false"),
+        ("--num_beams", 9),
+    ):
+        code, output, said = call(evaluate, *asked, *otherwise)
+        assert code == 0 and "was measured otherwise than by the training run" in output, said
+        assert metrics(model) == found and (lists_folder(model) / "run.jsonl").read_text() == before
+    (tmp_path / "apart").mkdir()
+    code, output, said = call(evaluate, *asked, "--num_beams", 9, "--output", tmp_path / "apart")
+    assert code == 0 and metrics(tmp_path / "apart")["measured_with"]["num_beams"] == 9
+    (tmp_path / "apart" / "config.json").write_text("{}")
+    code, _, said = call(evaluate, *asked, "--output", tmp_path / "apart")
+    assert code == 2 and "apart is the folder of another model" in said
 
 
 def other_data(rows, items, how):
@@ -279,6 +292,93 @@ def test_other_options_are_not_resumed(made, train):
         assert code == 2 and (f"`{option[2:]}` {value}, not" in said or "other ones" in said)
     code, _, said = train(data, *how, "--resume_from_checkpoint", "./nowhere")
     assert code == 2 and "./nowhere is no folder" in said
+    for name, value in (("learning_rate", "1e-6"), ("exclude_seen", "false"),
+                        ("per_device_train_batch_size", "8")):  # fmt: skip
+        code, _, said = train(data, *how, f"--{name}", value, "--resume_from_checkpoint", "true")
+        shown = {"per_device_train_batch_size": "batch_size"}.get(name, name)
+        assert code == 2 and f"this run has `{shown}` " in said
+
+
+def test_a_folder_without_a_checkpoint_is_not_resumed_into(made, train, tmp_path):
+    model, data, how = made
+    before = {file: file.read_bytes() for file in model.rglob("*") if file.is_file()}
+    code, _, said = train(data, *how, "--resume_from_checkpoint", "false")
+    assert code == 2 and "is not empty. Pass --overwrite_output_dir true" in said
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    code, _, said = train(data, *how, "--resume_from_checkpoint", "true", output="notes")
+    assert code == 2 and "holds no checkpoint to resume" in said
+    assert [file.name for file in (tmp_path / "notes").iterdir()] == ["README.md"]
+    checkpoints = list(model.glob("checkpoint-*"))
+    resume = ["--resume_from_checkpoint", checkpoints[0]]
+    code, _, said = train(data, *how, *resume, output="notes")
+    assert code == 2 and "is not in `output_dir`" in said
+    assert {file: file.read_bytes() for file in model.rglob("*") if file.is_file()} == before
+    for checkpoint in checkpoints:
+        shutil.rmtree(checkpoint)
+    code, _, said = train(data, *how, "--resume_from_checkpoint", "true")
+    assert code == 2 and "holds no checkpoint to resume" in said, "a finished model is not replaced"
+
+
+def test_what_the_user_keeps_beside_checkpoints_is_none(made, train):
+    model, data, how = made
+    checkpoint = max(model.glob("checkpoint-*"), key=lambda file: int(file.name.split("-")[1]))
+    shutil.copytree(checkpoint, model / "checkpoint-best")
+    (model / "checkpoint-40.zip").write_text("mine")
+    (model / f"{checkpoint.name}-lists").mkdir()
+    code, output, said = train(data, *how, "--resume_from_checkpoint", "true")
+    assert code == 0 and "cut short" not in output, said
+    assert metrics(model)["resumed_from"] == checkpoint.name
+    code, output, said = train(data, *how, "--overwrite_output_dir", "true")
+    assert code == 0, said
+    assert (model / "checkpoint-40.zip").is_file()
+
+
+def test_a_checkpoint_in_the_place_of_an_older_one_is_whole(train, tmp_path):
+    data = write(tmp_path / "data")
+    how = ["--reranker", "false", "--save_strategy", "steps", "--save_steps", "2", "--eval_steps",
+           "2", "--save_total_limit", "9"]  # fmt: skip
+    code, _, said = train(data, *how)
+    assert code == 0, said
+    first = tmp_path / "out" / "checkpoint-2"
+    assert train(data, *how, "--resume_from_checkpoint", first)[0] == 0
+    code, output, said = train(data, *how, "--resume_from_checkpoint", "true")
+    assert code == 0 and "cut short" not in output, said
+
+
+def test_places_that_cannot_be_written_to_are_named_at_once(train, call, made, tmp_path):
+    model, data, how = made
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for output in ("file", "file/run", "link", "link/run"):
+        code, printed, said = train(data, *how, output=output)
+        assert code == 2 and "`output_dir` needs the folder" in said and "embed" not in printed
+    (tmp_path / "new-lists").write_text("")
+    code, _, said = train(data, *how, output="new")
+    assert code == 2 and "new-lists is a file" in said
+    code, _, said = train(data, *how, "--cache_dir", tmp_path / "file", output="other")
+    assert code == 2 and "`cache_dir` needs the folder" in said
+    asked = ["--model", model, "--dataset_name", data]
+    for script, option in ((recommend, "--output"), (update, "--output_dir")):
+        code, _, said = call(script, *asked, option, tmp_path / "file" / "x")
+        assert code == 2 and f"`{option}` needs the folder" in said
+
+
+def test_everybody_gets_a_list_of_the_model_as_it_is(made, train, call, tmp_path):
+    model, data, how = made
+    rows = pd.read_parquet(data / "interactions.parquet")
+    new = pd.DataFrame({"user_id": ["new", "new"], "asin": ["1", "odd"], "timestamp": [1, 2]})
+    items = pd.read_parquet(data / "items.parquet")
+    items = pd.concat([items, pd.DataFrame({"asin": ["odd"], "title": ["Odd"]})])
+    few = write(tmp_path / "few", pd.concat([rows[rows.user_id == "u1"], new]), items)
+    lists = tmp_path / "lists"
+    asked = ["--model", model, "--dataset_name", few, "--output", lists, "--use_cpu"]
+    code, output, said = call(recommend, *asked)
+    assert code == 0 and "1 items that" in output, said
+    assert sorted(pd.read_parquet(lists).user_id) == ["new", "u1"]
+    assert train(data, *how, "--overwrite_output_dir", "true", "--learning_rate", "1e-2")[0] == 0
+    code, _, said = call(recommend, *asked)
+    assert code == 2 and "holds shards made with an earlier state of" in said
 
 
 def test_overwriting_deletes_only_what_a_run_wrote(made, train, tmp_path):

@@ -391,13 +391,14 @@ def _limits(config: dict[str, Any], metrics: dict[str, Any], row: dict[str, floa
 def _training(metrics: dict[str, Any]) -> str:
     facts = {
         "Hardware": metrics.get("hardware"),
-        "Time": _time(metrics["seconds"]) if "seconds" in metrics else None,
+        "Time": _time(metrics) if "seconds" in metrics else None,
         "Seed": metrics.get("seed"),
     }
     lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
     return "\n".join([*lines, "- Every figure and option of this card: `metrics.json`"])
 
 
-def _time(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:.1f} hours in all" if hours >= 1 else f"{seconds / 60:.1f} minutes in all"
+def _time(metrics: dict[str, Any]) -> str:
+    minutes = metrics["seconds"] / 60
+    took = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
+    return f"{took} since it was resumed" if "resumed_from" in metrics else f"{took} in all"

@@ -13,23 +13,25 @@ from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from recipes.config import OutputOptions, RerankerOptions, TTDSArguments
 from recipes.data.split import Split
 from recipes.data.tables import Data
+from recipes.errors import check_writable
 from recipes.evaluation import report
 from recipes.hub import card
 from recipes.hub.files import CARD, CURVE, MODEL_FILES, model_sha256, write_card
+from recipes.tuning.trainer import SEAL_FILE, is_checkpoint
 
 # Beside it lies what a run of ours wrote, under these names; whatever else lies there stays.
 MARKER = "ttds_run.json"
 REFIT = "refit"  # checkpoints of the model that a timeline's test is of
 LISTS = ("run.jsonl", "run-*.jsonl")  # today in a folder beside it
 WRITTEN = (
-    *MODEL_FILES, CARD, MARKER, *LISTS, "training_args.bin", "checkpoint-[0-9]*", "rerankers",
-    REFIT, "base", "adapter", "runs",
+    *MODEL_FILES, CARD, MARKER, *LISTS, "training_args.bin", "rerankers", REFIT,
+    "base", "adapter", "runs",
 )  # fmt: skip
 
 
 def check_output(
     training: SFTConfig, options: TTDSArguments, model_name_or_path: str | None
-) -> None:
+) -> bool:
     """Refuse to overwrite an earlier run unless told to, or to resume it; nothing is deleted yet.
 
     Args:
@@ -37,21 +39,28 @@ def check_output(
         options: Say whether to overwrite, and which folders and files the run reads.
         model_name_or_path: The backbone, which may be such a folder.
 
+    Returns:
+        Whether nothing is in the folder yet.
+
     Raises:
         ValueError: The folder is not empty, and nothing says what to do with it, or it may not be
-            deleted.
+            deleted; it cannot be written to; or there is nothing to resume in it.
     """
     folder = Path(training.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`output_dir` {folder} is a file; name a folder.")
+    check_writable("output_dir", folder)
+    check_writable("output_dir", report.lists_folder(folder))
+    check_writable("cache_dir", Path(options.index.cache_dir))
     overwrite = options.output.overwrite_output_dir
     if overwrite and training.resume_from_checkpoint:
         raise ValueError(
             "`overwrite_output_dir` and `resume_from_checkpoint` are both given; the one deletes "
             "what the other goes on from."
         )
-    if not folder.exists() or not any(folder.iterdir()) or training.resume_from_checkpoint:
-        return
+    if not folder.exists() or not any(folder.iterdir()):
+        return True
+    if training.resume_from_checkpoint:
+        _check_resumable(folder, training.resume_from_checkpoint)
+        return False
     if not overwrite:
         raise ValueError(
             f"`output_dir` {folder} is not empty. Pass --overwrite_output_dir true to replace it, "
@@ -68,6 +77,25 @@ def check_output(
         raise ValueError(
             f"`output_dir` {folder} is not overwritten: {reason}. Name another, or delete what is "
             "yours to delete."
+        )
+    return False
+
+
+def _check_resumable(folder: Path, resume: str) -> None:
+    """Refuse to resume into a folder that holds something else than the run to be resumed."""
+    if resume != "true":
+        if Path(resume).is_dir() and folder.resolve() not in Path(resume).resolve().parents:
+            raise ValueError(
+                f"`resume_from_checkpoint` {resume} is not in `output_dir` {folder}, which is not "
+                "empty; name another --output_dir."
+            )
+        return
+    sealed = any((file / SEAL_FILE).is_file() for file in folder.iterdir() if is_checkpoint(file))
+    stopped_early = (folder / MARKER).is_file() and not (folder / "config.json").exists()
+    if not (sealed or stopped_early):
+        raise ValueError(
+            f"`output_dir` {folder} holds no checkpoint to resume, and is not empty. Pass "
+            "--overwrite_output_dir true to replace what a run left there, or name another."
         )
 
 
@@ -87,22 +115,31 @@ def _kept_for(folder: Path, inputs: Mapping[str, str | None]) -> str | None:
     return None
 
 
-def make_room(training: SFTConfig, output: OutputOptions) -> None:
+def make_room(training: SFTConfig, output: OutputOptions, fresh: bool) -> None:
     """Delete what an earlier run wrote, if told to, and mark the folder as ours.
 
     Args:
         training: Says where, and which process this is.
         output: Says whether to overwrite.
+        fresh: Whether nothing was in the folder when the run began.
+
+    Raises:
+        ValueError: Another run has begun to write there.
     """
     folder = Path(training.output_dir)
     with training.main_process_first(local=False, desc="make room for the run"):
         if training.process_index != 0:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        if fresh and any(folder.iterdir()):
+            raise ValueError(
+                f"`output_dir` {folder} is not empty any more: another run writes there. Name "
+                "another folder."
+            )
         if output.overwrite_output_dir and (folder / MARKER).is_file():
             # The marker goes last: what is left of a deletion that was stopped is still ours.
             for file in sorted(folder.iterdir(), key=lambda file: file.name == MARKER):
-                if not any(fnmatch(file.name, pattern) for pattern in WRITTEN):
+                if not (is_checkpoint(file) or any(fnmatch(file.name, p) for p in WRITTEN)):
                     print(f"{file} was not written by a run and stays.")
                 elif file.is_dir() and not file.is_symlink():
                     shutil.rmtree(file)

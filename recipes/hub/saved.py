@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from modeling_ttds import TTDSConfig, TTDSForCausalLM
 from recipes.config import READING, DataOptions
@@ -38,9 +39,10 @@ def load_model(name: str) -> TTDSForCausalLM:
         config = AutoConfig.from_pretrained(name)
     if not isinstance(config, TTDSConfig):
         raise ValueError(f"`--model` {name} holds a {config.model_type!r} model, not `ttds`.")
-    model = TTDSForCausalLM.from_pretrained(name).eval()
+    with named_model("--model", name):
+        model = TTDSForCausalLM.from_pretrained(name).eval()
+        vocabulary = vocabulary_sha256(model.tokenizer.get_vocab())
     trained = config.trained_on or {}
-    vocabulary = vocabulary_sha256(model.tokenizer.get_vocab())
     if trained.get("vocabulary_sha256", vocabulary) != vocabulary:
         raise ValueError(
             f"`--model` {name} has another tokenizer than it was trained with; save model and "
@@ -115,25 +117,35 @@ def split_as_trained(arguments: argparse.Namespace, config: TTDSConfig, data: Da
     )
 
 
-def check_items(model: TTDSForCausalLM, name: str, data: Data) -> list[int]:
+def model_folder(name: str) -> Path:
+    """Return the folder of a model's files: itself, or where those of the Hub are kept.
+
+    Args:
+        name: What `--model` names.
+    """
+    return Path(cached_file(name, "config.json")).parent
+
+
+def check_items(model: TTDSForCausalLM, name: str, data: Data, may_lack: bool = False) -> list[int]:
     """Return the model's row of every item of the data; refuse items that are other ones.
 
     Args:
         model: The model.
         name: What `--model` names.
         data: The data.
+        may_lack: Whether the model may lack some of the items, which get the row -1.
 
     Raises:
         ValueError: The model does not know an item, or most of the items it knows have other texts.
     """
     unknown = [item for item in data.catalogue.item_ids if item not in model.row_of]
-    if unknown:
+    if unknown and not (may_lack and len(unknown) < len(data.catalogue)):
         raise ValueError(
             f"{name} does not know {len(unknown):,} of the data's {len(data.catalogue):,} items, "
             f"the first is {unknown[0]!r}; add what is new by `add_items`, or name its own data."
         )
     check_texts(model, name, data)
-    return [model.row_of[item] for item in data.catalogue.item_ids]
+    return [model.row_of.get(item, -1) for item in data.catalogue.item_ids]
 
 
 def check_texts(model: TTDSForCausalLM, name: str, data: Data) -> None:

@@ -18,6 +18,14 @@ MAX_QUERY = 500  # characters
 LISTS = {"history": MAX_HISTORY, "user_history": MAX_HISTORY, "allowed": MAX_ALLOWED}
 FIELDS = (*LISTS, "top_k", "query", "unknown")
 FORM = '{"history": [item ids, newest last]}, with or without "top_k", "allowed", "query"'
+# What the model calls the fields of a single request, and what the request does.
+AS_POSTED = {
+    "`user_histories`: history 0": "`user_history`",
+    "History 0": "`history`",
+    "Query 0": "`query`",
+    "leave `queries` out": "leave it out",
+    'pass `unknown="skip"`': 'send `"unknown": "skip"`',
+}
 Request = dict[str, Any]
 Entries = list[dict[str, Any]]
 
@@ -58,7 +66,7 @@ class EndpointHandler:
             raise ValueError(
                 f"`inputs` holds {len(requests):,} requests; send {MAX_REQUESTS} at most at once."
             )
-        shared = data.get("parameters") or {}
+        shared = {} if data.get("parameters") is None else data["parameters"]
         if not isinstance(shared, dict):
             raise ValueError(f"`parameters` is {reprlib.repr(shared)}; it must be an object.")
         for number, request in enumerate(requests):
@@ -66,7 +74,8 @@ class EndpointHandler:
                 raise ValueError(
                     f"`inputs` {number} is {reprlib.repr(request)}; it must be {FORM}."
                 )
-        found = answers(self.model, [checked(shared | request) for request in requests])
+        said = [{n: v for n, v in request.items() if v is not None} for request in requests]
+        found = answers(self.model, [checked(shared | request) for request in said])
         for number, answer in enumerate(found):
             if isinstance(answer, ValueError):
                 raise answer if one else ValueError(f"`inputs` {number}: {answer}")
@@ -154,7 +163,10 @@ def _together(model: Any, requests: Sequence[Request]) -> list[Entries | ValueEr
         )
     except ValueError as error:
         if len(requests) == 1:
-            return [error]
+            text = str(error)
+            for theirs, ours in AS_POSTED.items():
+                text = text.replace(theirs, ours)
+            return [ValueError(text)]
         # One of them is refused; the others are not to suffer from it.
         return [answer for request in requests for answer in _together(model, [request])]
     return [[asdict(entry) for entry in entries] for entries in lists]

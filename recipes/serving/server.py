@@ -8,10 +8,12 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modeling_ttds import TTDSForCausalLM
 from recipes.serving.batches import Batches, BusyError
@@ -227,6 +229,13 @@ def build_app(service: Service, token: str | None) -> FastAPI:
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"detail": sentence(error)}, 422)
 
+    @app.exception_handler(StarletteHTTPException)
+    async def unreadable(request: Request, error: StarletteHTTPException) -> Response:
+        # What the framework says where a body is no UTF-8, or nests or counts too deep.
+        if error.status_code == 400:
+            return JSONResponse({"detail": "The body is no JSON that can be read."}, 422)
+        return await http_exception_handler(request, error)
+
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
@@ -284,5 +293,7 @@ def sentence(error: RequestValidationError) -> str:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return f"The body is no JSON: {first['ctx']['error']}."
+    if first["loc"] == ("body",):
+        return "The body is no JSON object; send one with `Content-Type: application/json`."
     place = ".".join(str(part) for part in first["loc"][1:]) or "body"
     return f"`{place}`: {first['msg'].rstrip('.')}."

@@ -21,6 +21,10 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
         rate = self.head_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
+        if self.resume_from_checkpoint in (False, "false", "False"):
+            self.resume_from_checkpoint = None
+        elif self.resume_from_checkpoint in (True, "True"):
+            self.resume_from_checkpoint = "true"
         super().__post_init__()
         if not torch.accelerator.is_available():  # torch warns at every data loader
             self.dataloader_pin_memory = False

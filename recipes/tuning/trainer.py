@@ -1,6 +1,7 @@
 """TTDSTrainer: SFTTrainer with the model's own loss, a moving SID table and ranking metrics."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ SID_FILE = "sids.safetensors"
 TABLES = ("item_sids", "item_text", "refreshed_tower.")
 SEAL_FILE = "complete.json"
 ORIGIN_FILE = "trained_on.json"
+# How a run is tuned from its first step to its last, beside what `origin` holds.
+LASTING = ("learning_rate", "head_learning_rate", "lr_scheduler_type", "weight_decay")
 # Whose learning rate may be another, by their parameters' names.
 PARTS = {
     "towers": ("item_tower.", "user_tower."),
@@ -110,15 +113,17 @@ class SealCheckpoint(TrainerCallback):
         if not args.should_save:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        seal = folder / SEAL_FILE
+        seal.unlink(missing_ok=True)  # of a checkpoint that this one takes the place of
         tensors = dict(self.trainer.ttds.named_buffers())
         tensors = {name: tensors[name].cpu() for name in tensors if name.startswith(TABLES)}
         save_file(tensors, folder / SID_FILE)
-        origin = json.dumps(self.trainer.ttds.config.trained_on, indent=2)
-        (folder / ORIGIN_FILE).write_text(origin, "utf-8")
+        origin = resumed_with(self.trainer.ttds.config.trained_on, args, self.trainer.evaluation)
+        (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=2), "utf-8")
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
-        scratch = folder / f"{SEAL_FILE}.tmp"
+        scratch = seal.with_suffix(".tmp")
         scratch.write_text(json.dumps(sizes), "utf-8")
-        scratch.replace(folder / SEAL_FILE)
+        scratch.replace(seal)
 
 
 class FindBest(TrainerCallback):
@@ -137,14 +142,44 @@ class FindBest(TrainerCallback):
             state.best_model_checkpoint = str(moved)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder has the name that the trainer gives its checkpoints.
+
+    Args:
+        folder: Any file or folder.
+    """
+    return re.fullmatch(r"checkpoint-\d+", folder.name) is not None and folder.is_dir()
+
+
+def resumed_with(
+    made_of: dict[str, Any], training: SFTConfig, evaluation: EvaluationOptions
+) -> dict[str, Any]:
+    """Return what a run must have in common with a checkpoint to go on from it.
+
+    Args:
+        made_of: `recipes.data.origin.origin` of the run.
+        training: How it is tuned.
+        evaluation: How the best checkpoint is found.
+    """
+    values = training.to_dict()
+    chosen = {name: values[name] for name in LASTING}
+    batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    chosen["batch_size"] = batch_size * training.world_size
+    chosen["exclude_seen"] = evaluation.exclude_seen
+    return made_of | {"options": made_of["options"] | chosen}
+
+
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """Return the newest checkpoint that was written to its end; say which were not.
 
     Args:
         output_dir: Folder of a run.
     """
-    folders = Path(output_dir).glob("checkpoint-*")
-    for folder in sorted(folders, key=lambda f: int(f.name.split("-")[1]), reverse=True):
+    steps = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        if is_checkpoint(folder):
+            steps[folder] = int(folder.name.split("-")[1])
+    for folder in sorted(steps, key=steps.get, reverse=True):
         try:
             sizes = json.loads((folder / SEAL_FILE).read_text("utf-8"))
             if all((folder / name).stat().st_size == size for name, size in sizes.items()):
@@ -155,23 +190,25 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
-def resume_from(training: SFTConfig, origin: dict[str, Any]) -> None:
+def resume_from(
+    training: SFTConfig, made_of: dict[str, Any], evaluation: EvaluationOptions
+) -> None:
     """Name the checkpoint that a run goes on from, if it is to; refuse one of other data.
 
     Args:
         training: Its `resume_from_checkpoint` becomes the newest whole checkpoint where it says
             true, and None where there is none.
-        origin: What this run is made of, as of `recipes.data.origin`.
+        made_of: `recipes.data.origin.origin` of the run.
+        evaluation: How the best checkpoint is found.
 
     Raises:
         ValueError: There is no such checkpoint, or it belongs to other data or options; the message
             names what differs.
     """
+    if training.resume_from_checkpoint == "true":
+        training.resume_from_checkpoint = last_whole_checkpoint(training.output_dir)
     resume = training.resume_from_checkpoint
-    if resume in ("true", "True"):
-        resume = training.resume_from_checkpoint = last_whole_checkpoint(training.output_dir)
-    if resume in (None, False, "false", "False"):
-        training.resume_from_checkpoint = None
+    if resume is None:
         return
     if not Path(resume).is_dir():
         raise ValueError(f"`resume_from_checkpoint` {resume} is no folder; name a checkpoint.")
@@ -181,7 +218,8 @@ def resume_from(training: SFTConfig, origin: dict[str, Any]) -> None:
             f"`resume_from_checkpoint` {resume} has no {ORIGIN_FILE}, so nothing tells which data "
             "it belongs to; name another checkpoint, or start anew."
         )
-    differs = difference(origin, json.loads(file.read_text("utf-8")))
+    ours = resumed_with(made_of, training, evaluation)
+    differs = difference(ours, json.loads(file.read_text("utf-8")))
     if differs:
         raise ValueError(
             f"{resume} belongs to other data or options: this run has {differs}. Resume with what "

@@ -64,6 +64,9 @@ assert post({"inputs": []}) == []
 shared = post({"inputs": [{"history": history}, {"history": [], "top_k": 1}],
                "parameters": {"top_k": 3}})
 assert [len(entries) for entries in shared] == [3, 1]
+unsaid = {"inputs": {"history": ["?"], "top_k": None, "unknown": None},
+          "parameters": {"top_k": 3, "unknown": "skip"}}
+assert len(post(unsaid)) == 3, "what is null says nothing"
 
 wrong = [
     ({}, "`inputs` is None"), ({"inputs": "x"}, "`inputs` is 'x'"), ([], "`inputs` is None"),
@@ -72,7 +75,10 @@ wrong = [
     ({"inputs": {"history": "x"}}, "`history` is 'x'"),
     ({"inputs": {"history": [1]}}, "`history` is [1]; it must be a list of item ids, strings."),
     ({"inputs": {"history": ["?"]}}, "unknown item '?'"),
-    ({"inputs": [{"history": []}, {"history": ["?"]}]}, "`inputs` 1: History 0 holds the unknown"),
+    ({"inputs": [{"history": []}, {"history": ["?"]}]}, "`inputs` 1: `history` holds the unknown"),
+    ({"inputs": {"history": [], "user_history": ["?"]}}, "`user_history` holds the unknown item"),
+    ({"inputs": {"history": [], "query": "..."}}, "`query` is '...', which holds no word"),
+    ({"inputs": {"history": []}, "parameters": []}, "`parameters` is []"),
     ({"inputs": {"history": [], "topk": 1}}, "`topk` is no field"),
     ({"inputs": {"history": [], "top_k": 0}}, "`top_k` is 0"),
     ({"inputs": {"history": [], "top_k": True}}, "`top_k` is True"),

@@ -164,7 +164,11 @@ HISTORY = '{"history": %s}'
 WRONG = [
     ("/recommend", "", "body"),
     ("/recommend", "{", "The body is no JSON: "),
-    ("/recommend", "[]", "body"),
+    ("/recommend", "[]", "`Content-Type: application/json`"),
+    ("/recommend", b'{"history": ["\xff"]}', "The body is no JSON that can be read"),
+    ("/recommend", "[" * 100_000, "The body is no JSON that can be read"),
+    ("/recommend", HISTORY % '[], "user_history": ["nobody"]', "`user_history` holds the unknown"),
+    ("/recommend", HISTORY % '[], "query": "..."', "`query` is '...', which holds no word"),
     ("/recommend", "{}", "`history`"),
     ("/recommend", HISTORY % '"a"', "`history`"),
     ("/recommend", HISTORY % "[1]", "`history.0`"),
@@ -276,6 +280,11 @@ def test_a_reload_loses_no_request(serve, loaded, tmp_path):
             job.result()
     assert set(statuses) == {200}
     again = service.model
+    weights = tmp_path / "other" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])  # a copy that is still under way
+    cut = client.post("/reload", json={"model": str(tmp_path / "other")}, headers=BEARER)
+    assert cut.status_code == 422 and "other is not whole" in cut.json()["detail"]
+    assert service.model is again
     assert client.post("/reload", json={}, headers=BEARER).json()["items"] == 72
     assert service.model is not again
 
