@@ -86,10 +86,8 @@ def main(
         rows, lists = rank_users(
             chosen, model, split, shop, options.reranker, num_beams, seed, rerankers, text
         )
-    facts |= run_facts(options, backbone, seed, data)
+    facts |= run_facts(options, backbone, training, data)
     facts |= {"seconds": round(time.perf_counter() - begun, 1)}
-    if training.resume_from_checkpoint:
-        facts["resumed_from"] = Path(training.resume_from_checkpoint).name
     with report.stage("Save model, lists, picture and card"):
         save_run(folder, training.hub_model_id, model, split, lists, facts | rows)
 

@@ -173,22 +173,24 @@ def announce(split: Split, training: SFTConfig, reranker: RerankerOptions) -> No
 
 
 def run_facts(
-    options: TTDSArguments, backbone: str | None, seed: int, data: Data
+    options: TTDSArguments, backbone: str | None, training: SFTConfig, data: Data
 ) -> dict[str, Any]:
     """Return what metrics.json says of a run's data, options and machine.
 
     Args:
         options: Every option.
         backbone: Hub id or folder, or None.
-        seed: Seed of the run.
+        training: Says the seed, and which checkpoint was resumed.
         data: What was read.
     """
-    return {
+    resumed = training.resume_from_checkpoint
+    since = {"resumed_from": Path(resumed).name} if resumed else {}
+    return since | {
         "dataset": options.data.dataset_name or card.GENERATED_DATA,
         "data": card.data_facts(options.data.dataset_name, data),
         "data_sha256": data.sha256,
         "backbone": backbone and card.shown_name(backbone),
-        "seed": seed,
+        "seed": training.seed,
         "options": options.flat(),
         "hardware": report.hardware(),
     }
