@@ -30,6 +30,7 @@ RANGES = {
         "dropout", "item_vector_dropout", "pair_dropout", "soft_target_weight", "item_dropout",
         "cold_item_dropout",
     ),
+    (0, 2**32): ("seed",),
 }  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def _option(default, text: str):
 
 
 def check_ranges(options: object) -> None:
-    """Refuse numbers out of their range.
+    """Refuse numbers out of their range, and where a text is due.
 
     Args:
         options: A group of options; what it does not have is passed over.
@@ -59,6 +60,10 @@ def check_ranges(options: object) -> None:
             if not (number and least <= value < below):
                 upper = "or more" if below == math.inf else f"or more, below {below}"
                 raise ValueError(f"`{name}` is {value}; it must be {least} {upper}.")
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if option.type in (str, str | None) and isinstance(value, int | float):
+            raise ValueError(f"`{option.name}` is {value}, which is no text; put it in quotes.")
 
 
 class _Group:

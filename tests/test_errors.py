@@ -65,6 +65,7 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--per_device_eval_batch_size", "-1"], "`per_device_eval_batch_size` is -1; it must be"),
         (["--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` is 0; it must be"),
         (["--learning_rate", "-1"], "`learning_rate` is -1.0; it must be 0 or more."),
+        (["--seed", "-1"], "`seed` is -1; it must be 0 or more, below 4294967296."),
         (["--learning_rate", "nan"], "`learning_rate` is nan; it must be 0 or more."),
         (["--num_train_epochs", "-1"], "`num_train_epochs` is -1.0; it must be 0 or more."),
         (["--tasks", '{"query": -1}'], "`tasks` gives 'query' the weight -1; it must be a number"),
@@ -92,6 +93,8 @@ def test_options_of_training(tmp_path, monkeypatch, capsys, arguments, message):
         ("num_beam: 7", "`--num_beam` is no option; did you mean `--num_beams`?"),
         ("- a", "must contain a YAML mapping"),
         ("a: [", "expected"),
+        ("dataset_name: 2024", "`dataset_name` is 2024, which is no text; put it in quotes."),
+        ("output_dir: 2024", "`output_dir` is 2024, which is no text; put it in quotes."),
         ("tasks: 3\ncolumn_map: '['", "`column_map` is '['; give a JSON object"),
     ],
 )

@@ -17,14 +17,15 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
     """`SFTConfig` with the defaults of the demo."""
 
     def __post_init__(self):
-        check_ranges(self)  # TRL would stumble over them after the towers are fitted
-        rate = self.head_learning_rate
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
+        # YAML's and the command line's ways to say yes and no, before texts are checked.
         if self.resume_from_checkpoint in (False, "false", "False"):
             self.resume_from_checkpoint = None
         elif self.resume_from_checkpoint in (True, "True"):
             self.resume_from_checkpoint = "true"
+        check_ranges(self)  # TRL would stumble over them after the towers are fitted
+        rate = self.head_learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
         super().__post_init__()
         if not torch.accelerator.is_available():  # torch warns at every data loader
             self.dataloader_pin_memory = False
