@@ -144,8 +144,8 @@ def read_data(
         column_map: Column names of the source to ours, e.g. `{"asin": "item_id"}`.
         min_interactions: Drop users and items with fewer interactions, again and again until none
             is left; 5 gives a 5-core.
-        tie_break: `"published"` keeps the order of the source; `"shuffled"` shuffles interactions
-            of a user that carry the same timestamp.
+        tie_break: `"published"` keeps the order of the source; `"shuffled"` shuffles neighbouring
+            interactions of a user that carry the same timestamp.
         timestamp_unit: What numbers in `timestamp` count, `"s"`, `"ms"`, `"us"` or `"ns"`; by their
             magnitude if None.
         merge_repeats: Make one interaction of those of a user in a row with the same item.
@@ -238,7 +238,7 @@ def _in_order(
             )
         if "timestamp" in rows and unknown.any():
             print(f"{unknown.sum():,} of {len(rows):,} interactions have no `timestamp`.")
-        order = ["position"]
+        order = "position"
     else:
         if "timestamp" not in rows:
             check_columns(interactions, "interactions", ("position",))
@@ -250,16 +250,21 @@ def _in_order(
                 "There is no column `position`: interactions are ordered by `timestamp`, those of "
                 "one timestamp by their rows."
             )
-        order = ["timestamp"]
+        order = "timestamp"
     if tie_break == "shuffled":
         if "timestamp" not in rows:
             raise ValueError("`tie_break` 'shuffled' needs the column `timestamp`.")
         rows["draw"] = np.random.default_rng(seed).random(len(rows))
-        order = ["timestamp", "draw"]
-    rows = rows.sort_values(["user_id", "split", *order], kind="stable", ignore_index=True)
-    if order == ["position"] and "timestamp" in rows:
-        before = rows.groupby(["user_id", "split"], sort=False).timestamp.shift()
-        backwards = rows.user_id[before > rows.timestamp].unique()
+    rows = rows.sort_values(["user_id", "split", order], kind="stable", ignore_index=True)
+    if tie_break == "shuffled":
+        # Only neighbours change places. NaN is unlike NaN: what has no timestamp keeps its place.
+        moment = rows[["user_id", "split", "timestamp"]]
+        run = (moment != moment.shift()).any(axis=1).cumsum()
+        rows = rows.iloc[np.lexsort((rows["draw"], run))].reset_index(drop=True)
+    if order == "position" and "timestamp" in rows:
+        known = rows[rows.timestamp.notna()]
+        before = known.groupby(["user_id", "split"], sort=False).timestamp.shift()
+        backwards = known.user_id[before > known.timestamp].unique()
         if len(backwards):
             print(
                 f"`position` and `timestamp` contradict each other for {len(backwards):,} users, "
