@@ -58,13 +58,18 @@ def test_split_is_leave_one_out_and_counts_short_users(tmp_path, capsys):
     assert split.users("test").tolist() == [0]
 
 
-def test_column_map_and_core(tmp_path):
+def test_column_map_and_core(tmp_path, capsys):
     frame = INTERACTIONS.rename(columns={"item_id": "asin"})
     folder = write(tmp_path, frame, ITEMS.rename(columns={"item_id": "asin"}))
     data = read_data(folder, column_map={"asin": "item_id"}, min_interactions=2)
     # b and c have one interaction each; without them both users keep a and d.
     assert data.catalogue.item_ids == ["a", "d"]
     assert [history.tolist() for history in data.histories] == [[0, 1], [1, 0]]
+    said = "`min_interactions` 2 leaves out 0 users, 2 items and 2 interactions."
+    assert said in capsys.readouterr().out
+    write_data(data, tmp_path)
+    read_data(folder, min_interactions=2)
+    assert "leaves out" not in capsys.readouterr().out, "nothing is"
 
 
 def test_ties_are_shuffled_within_a_stamp_only(tmp_path):
