@@ -2,6 +2,7 @@
 
 import json
 import re
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -110,9 +111,21 @@ def test_positions_as_text_are_numbers(tmp_path, suffix):
     assert read_data(write(tmp_path, rows, items, suffix)).histories[0].tolist() == [0, 1, 2]
     rows.position = [str(2**63 + 2), str(2**63), str(2**63 + 1)]  # floats cannot tell them apart
     assert read_data(write(tmp_path, rows, items, suffix)).histories[0].tolist() == [0, 1, 2]
+    rows.position = ["1" + "0" * 300, "0" * 5000 + "1", "9" * 300]
+    assert read_data(write(tmp_path, rows, items, suffix)).histories[0].tolist() == [0, 1, 2]
+    for digits in (400, 5000):
+        rows.position = ["1", "7" * digits, "2"]
+        with pytest.raises(ValueError, match="row 1: `position` is '77.*; give a finite number"):
+            read_data(write(tmp_path, rows, items, suffix))
     rows.position = ["1", "first", "2"]
     with pytest.raises(ValueError, match="row 1: `position` is 'first'; give a finite number"):
         read_data(write(tmp_path, rows, items, suffix))
+
+
+def test_positions_of_many_digits_in_parquet_are_numbers(tmp_path):
+    position = [Decimal(10**37 + digit) for digit in (1, 0, 0)]
+    folder = write(tmp_path, INTERACTIONS.assign(position=position))
+    assert read_data(folder).histories[0].tolist() == [1, 0]
 
 
 def test_positions_that_are_no_finite_numbers_or_repeated_are_refused(tmp_path):
@@ -304,6 +317,8 @@ def test_a_folder_in_the_place_of_a_file_is_read_whole(tmp_path, suffix, lines):
     [
         ({"assin": "item_id"}, "names 'assin', which no table has; did you mean 'asin'"),
         ({"asin": "item"}, "maps 'asin' onto 'item'; it must be one of"),
+        ({"asin": ["item_id"]}, r"maps 'asin' onto \['item_id'\]; it must be one of"),
+        ({7: "item_id"}, "names 7, which no table has"),
         ({"asin": "item_id"}, "would give interactions two columns `item_id`, of .*asin"),
         ({"asin": "title"}, "would give items two columns `title`, of title and asin"),
         ({"asin": "brand", "name": "brand"}, "would give items two columns `brand`"),
