@@ -58,14 +58,14 @@ def renamed(tables: dict[str, pd.DataFrame], column_map: dict[str, str]) -> None
     """
     ours = {name for names in COLUMNS.values() for name in names}
     for source, target in column_map.items():
-        if target not in ours:
+        if not isinstance(target, str) or target not in ours:
             raise ValueError(
-                f"`column_map` maps {source!r} onto {target!r}; it must be one of "
+                f"`column_map` maps {source!r} onto {shown(target)}; it must be one of "
                 f"{', '.join(sorted(ours))}."
             )
         if not any(source in frame for frame in tables.values()):
             there = sorted({str(name) for frame in tables.values() for name in frame})
-            close = difflib.get_close_matches(source, there, 1)
+            close = difflib.get_close_matches(str(source), there, 1)
             raise ValueError(
                 f"`column_map` names {source!r}, which no table has"
                 + (f"; did you mean {close[0]!r}?" if close else "")
@@ -163,13 +163,15 @@ def as_number(value: object, column: str, where: str) -> int | float:
     number = None
     if isinstance(value, str):
         if re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
-            number = int(value)
+            number = float(value)  # infinite where it has too many digits, which int() refuses
+            number = int(Decimal(value)) if math.isfinite(number) else number
         elif re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", value):
             number = float(value)
     elif isinstance(value, Integral) and not isinstance(value, bool | np.timedelta64):
         number = int(value)
     elif isinstance(value, Real | Decimal) and not isinstance(value, bool):
-        number = int(value) if isinstance(value, Decimal) and value == value // 1 else float(value)
+        whole = isinstance(value, Decimal) and value == value.to_integral_value()
+        number = int(value) if whole and value.is_finite() else float(value)
     if number is None or not math.isfinite(number):
         nothing = is_missing(value) or (isinstance(value, str) and not value.strip())
         what = "null" if nothing else shown(value)

@@ -7,6 +7,8 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +22,22 @@ SPLITS = {
 }  # fmt: skip
 
 
+@contextmanager
+def as_utf8(file: Path) -> Iterator[None]:
+    """Say which file is not UTF-8, when its lines are read within.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ValueError: It is not.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}); save it as UTF-8.") from None
+
+
 def read_csv(file: Path) -> pd.DataFrame:
     """Read a CSV file with a header; every cell is the text that stands there.
 
@@ -27,13 +45,13 @@ def read_csv(file: Path) -> pd.DataFrame:
         file: The file.
 
     Raises:
-        ValueError: A row has another number of cells than the header, a quote stays open, or cells
-            are not separated by commas.
+        ValueError: A row has another number of cells than the header, a quote stays open, cells are
+            not separated by commas, or it is not UTF-8.
     """
     limit = csv.field_size_limit(sys.maxsize)
     same: dict[str, str] = {}  # equal cells share their memory
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with as_utf8(file), file.open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.reader(lines, strict=True)
             header = next((row for row in rows if row), None)
             if header is None:
@@ -69,7 +87,7 @@ def read_jsonl(file: Path) -> pd.DataFrame:
         file: The file.
 
     Raises:
-        ValueError: A line is no JSON object.
+        ValueError: A line is no JSON object, or the file is not UTF-8.
     """
     columns: dict[str, list] = {}
     count = 0
@@ -79,7 +97,7 @@ def read_jsonl(file: Path) -> pd.DataFrame:
         parse_float=str,
         parse_constant=lambda name: None if name == "NaN" else float(name),
     ).decode
-    with file.open(encoding="utf-8-sig") as lines:
+    with as_utf8(file), file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -150,10 +168,8 @@ def read_table(name: str, table: str) -> pd.DataFrame:
     splits = _split_files(folder) if table == "interactions" else {}
     several = files + [file for found in splits.values() for file in found]
     if len(files) > 1 or (files and splits) or len({file.suffix for file in several}) > 1:
-        raise ValueError(
-            f"{folder} has the table of {table} more than once, in "
-            f"{', '.join(str(file.relative_to(folder)) for file in several)}; keep one."
-        )
+        names = [str(file.relative_to(folder)) for file in several]
+        raise _more_than_once(folder, f"table of {table}", names)
     if several:
         return _read_files(name, table, {table: files} if files else splits, several[0].suffix)
     card = folder / "README.md"
@@ -164,14 +180,32 @@ def read_table(name: str, table: str) -> pd.DataFrame:
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of interactions that are given in splits, e.g. `train.csv`, `test.csv`."""
-    found: dict[str, list[Path]] = {}
+    """Return the files of interactions that are given in splits, e.g. `train.csv`, `test.csv`.
+
+    Those of one split are the parts of one file, `train-00000-of-00002.csv` and so on.
+    """
+    found: dict[str, dict[str, list[Path]]] = {}
     for file in sorted([*folder.iterdir(), *folder.glob("interactions/*")]):
-        stem = re.sub(r"-\d+-of-\d+$", "", file.stem)  # one part of several
-        stem = re.sub(r"^interactions[-_.]", "", stem)
+        whole = re.sub(r"-\d+(-of-\d+)$", r"-*\1", file.stem)
+        stem = re.sub(r"^interactions[-_.]", "", re.sub(r"-\*-of-\d+$", "", whole))
         if stem in SPLITS and file.suffix in READERS:
-            found.setdefault(stem, []).append(file)
-    return found
+            name = str(file.with_name(whole + file.suffix).relative_to(folder))
+            found.setdefault(SPLITS[stem], {}).setdefault(name, []).append(file)
+    return _under_one_name(folder, found)
+
+
+def _under_one_name(
+    place: str | Path, splits: dict[str, dict[str, list[Path]]]
+) -> dict[str, list[Path]]:
+    """Return the files of each split; refuse a split that is there under several names."""
+    for split, named in splits.items():
+        if len(named) > 1:
+            raise _more_than_once(place, f"split {split}", named)
+    return {split: files for split, named in splits.items() for files in named.values()}
+
+
+def _more_than_once(place: str | Path, what: str, names: Iterable[str]) -> ValueError:
+    return ValueError(f"{place} has the {what} more than once, in {', '.join(names)}; keep one.")
 
 
 def _read_hub(name: str, table: str) -> pd.DataFrame:
@@ -203,12 +237,16 @@ def _read_hub(name: str, table: str) -> pd.DataFrame:
         )
     if len(paths) == 1 or table == "items":
         paths = {table: [path for several in paths.values() for path in several]}
+    else:
+        found: dict[str, dict[str, list[Path]]] = {}
+        for split, several in paths.items():
+            found.setdefault(SPLITS.get(split, split), {})[split] = several
+        paths = _under_one_name(name, found)
     return _read_files(name, table, paths, suffixes.pop())
 
 
 def _read_files(name: str, table: str, files: dict[str, list[Path]], suffix: str) -> pd.DataFrame:
     """Read the files of a table, or of each of its splits."""
-    files = {SPLITS.get(split, split): several for split, several in files.items()}
     if table not in files:
         missing = {"train", "test"} - files.keys()
         unknown = files.keys() - set(SPLITS.values())
@@ -219,12 +257,25 @@ def _read_files(name: str, table: str, files: dict[str, list[Path]], suffix: str
             )
     frames = {}
     for split in sorted(files, key=list(SPLITS.values()).index) if table not in files else files:
-        try:
-            frames[split] = pd.concat([READERS[suffix](f) for f in files[split]], ignore_index=True)
-        except UnicodeDecodeError as error:
-            where = ", ".join(map(str, files[split]))
-            raise ValueError(f"{where} is not UTF-8 ({error}); save it as UTF-8.") from None
+        parts = [part for file in files[split] for part in _parts(file, suffix)]
+        frames[split] = pd.concat([READERS[suffix](part) for part in parts], ignore_index=True)
     return pd.concat(frames)
+
+
+def _parts(file: Path, suffix: str) -> list[Path]:
+    """Return a file, or the files in a folder that has the name of one, as Spark writes it."""
+    if suffix == ".parquet" or not file.is_dir():  # pyarrow reads a folder as one table
+        return [file]
+    parts = sorted(part for part in file.iterdir() if part.name[0] not in "._")
+    allowed = {suffix} | ({".json"} if suffix == ".jsonl" else set())  # Spark's name of JSONL
+    for part in parts:
+        if part.suffix not in allowed or not part.is_file():
+            raise ValueError(
+                f"{part} is no {suffix} file; unpack it, or take it out of the folder."
+            )
+    if not parts:
+        raise ValueError(f"{file} is a folder without files; write the table again.")
+    return parts
 
 
 def _frame(file: Path, names: list[str], columns: list[list]) -> pd.DataFrame:

@@ -207,6 +207,11 @@ def check_split(split: Split) -> None:
                 f"No user has a {which} target: none has interactions on both sides of the cut. "
                 "Pass --split leave_one_out, or data of a longer time."
             )
+        if users == 0 and split.data.given is not None:
+            raise ValueError(
+                f"No user has a {which} target in the given splits; give a split {which} that is "
+                "not empty, or all interactions in one table."
+            )
         if users == 0:
             raise ValueError(
                 f"No user has a {which} target: each needs three interactions or more, and nobody "

@@ -144,8 +144,8 @@ def read_data(
         column_map: Column names of the source to ours, e.g. `{"asin": "item_id"}`.
         min_interactions: Drop users and items with fewer interactions, again and again until none
             is left; 5 gives a 5-core.
-        tie_break: `"published"` keeps the order of the source; `"shuffled"` shuffles interactions
-            of a user that carry the same timestamp.
+        tie_break: `"published"` keeps the order of the source; `"shuffled"` shuffles neighbouring
+            interactions of a user that carry the same timestamp.
         timestamp_unit: What numbers in `timestamp` count, `"s"`, `"ms"`, `"us"` or `"ns"`; by their
             magnitude if None.
         merge_repeats: Make one interaction of those of a user in a row with the same item.
@@ -167,12 +167,8 @@ def read_data(
     if merge_repeats:
         rows = _merged(rows)
     if min_interactions > 1:
-        rows = _core(rows, min_interactions)
-        chosen = sorted(rows["item_id"].unique(), key=catalogue.row_of.get)
-        kept = [catalogue.row_of[item] for item in chosen]
-        fields = {name: [texts[k] for k in kept] for name, texts in catalogue.fields.items()}
-        catalogue = Catalogue(chosen, fields)
-    return _build(rows, catalogue)
+        rows, catalogue = _core(rows, catalogue, min_interactions)
+    return _build(rows, catalogue, given=interactions.index[0][0] != "interactions")
 
 
 def _catalogue(items: pd.DataFrame) -> Catalogue:
@@ -238,7 +234,7 @@ def _in_order(
             )
         if "timestamp" in rows and unknown.any():
             print(f"{unknown.sum():,} of {len(rows):,} interactions have no `timestamp`.")
-        order = ["position"]
+        order = "position"
     else:
         if "timestamp" not in rows:
             check_columns(interactions, "interactions", ("position",))
@@ -250,16 +246,21 @@ def _in_order(
                 "There is no column `position`: interactions are ordered by `timestamp`, those of "
                 "one timestamp by their rows."
             )
-        order = ["timestamp"]
+        order = "timestamp"
     if tie_break == "shuffled":
         if "timestamp" not in rows:
             raise ValueError("`tie_break` 'shuffled' needs the column `timestamp`.")
         rows["draw"] = np.random.default_rng(seed).random(len(rows))
-        order = ["timestamp", "draw"]
-    rows = rows.sort_values(["user_id", "split", *order], kind="stable", ignore_index=True)
-    if order == ["position"] and "timestamp" in rows:
-        before = rows.groupby(["user_id", "split"], sort=False).timestamp.shift()
-        backwards = rows.user_id[before > rows.timestamp].unique()
+    rows = rows.sort_values(["user_id", "split", order], kind="stable", ignore_index=True)
+    if tie_break == "shuffled":
+        # Only neighbours change places. NaN is unlike NaN: what has no timestamp keeps its place.
+        moment = rows[["user_id", "split", "timestamp"]]
+        run = (moment != moment.shift()).any(axis=1).cumsum()
+        rows = rows.iloc[np.lexsort((rows["draw"], run))].reset_index(drop=True)
+    if order == "position" and "timestamp" in rows:
+        known = rows[rows.timestamp.notna()]
+        before = known.groupby(["user_id", "split"], sort=False).timestamp.shift()
+        backwards = known.user_id[before > known.timestamp].unique()
         if len(backwards):
             print(
                 f"`position` and `timestamp` contradict each other for {len(backwards):,} users, "
@@ -275,18 +276,34 @@ def _merged(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[~again]
 
 
-def _core(rows: pd.DataFrame, least: int) -> pd.DataFrame:
-    size = -1
-    while size != len(rows):
-        size = len(rows)
+def _core(rows: pd.DataFrame, catalogue: Catalogue, least: int) -> tuple[pd.DataFrame, Catalogue]:
+    """Return the rows and items that are left; refuse if a split is not, say what is left out."""
+    left, size = rows, -1
+    while size != len(left):
+        size = len(left)
         for column in ("user_id", "item_id"):
-            rows = rows[rows[column].map(rows[column].value_counts()) >= least]
-    if rows.empty:
+            left = left[left[column].map(left[column].value_counts()) >= least]
+    if left.empty:
         raise ValueError(f"`min_interactions` {least} leaves no interaction; lower it.")
-    return rows
+    for split, name in enumerate(SPLIT_ORDER):
+        if (rows.split == split).any() and not (left.split == split).any():
+            raise ValueError(
+                f"`min_interactions` {least} leaves no interaction of the given split {name}; "
+                "lower it."
+            )
+    chosen = sorted(left["item_id"].unique(), key=catalogue.row_of.get)
+    kept = [catalogue.row_of[item] for item in chosen]
+    fields = {name: [texts[k] for k in kept] for name, texts in catalogue.fields.items()}
+    users, items = rows.user_id.nunique() - left.user_id.nunique(), len(catalogue) - len(chosen)
+    if users or items:
+        print(
+            f"`min_interactions` {least} leaves out {users:,} users, {items:,} items and "
+            f"{len(rows) - len(left):,} interactions."
+        )
+    return left, Catalogue(chosen, fields)
 
 
-def _build(rows: pd.DataFrame, catalogue: Catalogue) -> Data:
+def _build(rows: pd.DataFrame, catalogue: Catalogue, given: bool) -> Data:
     items = rows.item_id.map(catalogue.row_of).to_numpy(dtype=np.int64)
     codes, users = pd.factorize(rows.user_id)  # sorted, as the rows are
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
@@ -294,11 +311,11 @@ def _build(rows: pd.DataFrame, catalogue: Catalogue) -> Data:
     def per_user(values: np.ndarray) -> list[np.ndarray]:
         return np.split(values, starts[1:])
 
-    timestamps = reviews = given = None
+    timestamps = reviews = counts = None
     if "timestamp" in rows:
         timestamps = per_user(rows.timestamp.to_numpy())
     if "review_text" in rows:
         reviews = [list(part) for part in per_user(rows.review_text.to_numpy(dtype=object))]
-    if rows.split.any():
-        given = [np.bincount(part, minlength=3) for part in per_user(rows.split.to_numpy())]
-    return Data(catalogue, list(users), per_user(items), timestamps, reviews, given)
+    if given:
+        counts = [np.bincount(part, minlength=3) for part in per_user(rows.split.to_numpy())]
+    return Data(catalogue, list(users), per_user(items), timestamps, reviews, counts)

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,13 @@ from recipes.data.cleaning import as_number, each_distinct, refuse
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Until the year 5138 a number is closest to its unit; numbers of other magnitudes lie before 1973.
 LIMITS = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": 1e20}
-# Digits of a day, which as seconds would all lie in one month of 1970.
-DAY = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+# The digits of a date, from a year to parts of a second: as a count they would be of another age.
+DATE = re.compile(
+    r"(19|20)\d\d"
+    r"((0[1-9]|1[0-2])((0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])([0-5]\d([0-6]\d\d{0,9})?)?)?)?)?"
+)
+# In seconds, 1980, before which nobody logged; what only counts rows or days stays this small.
+EARLIEST, COUNTER = 315_532_800, 10**6
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -21,7 +27,7 @@ def seconds(frame: pd.DataFrame, unit: str | None = None) -> np.ndarray:
     """Return the column `timestamp` in seconds since 1970, NaN where there is none.
 
     A date without a zone is one of UTC. Numbers are seconds, or milli-, micro- or nanoseconds where
-    all are too large for the unit before.
+    all are too large for the unit before. Small ones may only count: they give an order.
 
     Args:
         frame: The interactions.
@@ -89,6 +95,10 @@ def _array(values: list) -> np.ndarray:
     return np.array(values, dtype=np.int64 if whole else np.float64)
 
 
+def _digits(value: float) -> str:
+    return f"{Decimal(f'{value:.15g}'):f}"  # further ones a float does not hold
+
+
 def _in_seconds(values: np.ndarray, unit: str | None) -> np.ndarray:
     known = np.unique(np.abs(values[~np.isnan(values)].astype(np.float64)))
     if not len(known):
@@ -98,12 +108,18 @@ def _in_seconds(values: np.ndarray, unit: str | None) -> np.ndarray:
             next((u for u, limit in LIMITS.items() if value < limit), None)
             for value in (known[0], known[-1])
         )
-        days = all(DAY.fullmatch(f"{value:.0f}") for value in (known[0], known[-1]))
-        if least != most or most is None or days:
+        doubt = None
+        if least != most or most is None:
+            doubt = "may be more than one unit"
+        elif all(DATE.fullmatch(_digits(value)) for value in known):
+            doubt = "look like the digits of dates"
+        elif known[-1] / UNITS[most] < EARLIEST and known[-1] > max(COUNTER, len(values)):
+            doubt = f"in {most} would all be before 1980"
+        if doubt:
             raise ValueError(
-                f"`timestamp` runs from {known[0]:g} to {known[-1]:g} in magnitude, which may be "
-                f"more than one unit; name it by `timestamp_unit`, one of {', '.join(UNITS)}, or "
-                "give dates."
+                f"`timestamp` runs from {known[0]:.15g} to {known[-1]:.15g} in magnitude, which "
+                f"{doubt}; give dates such as 2024-05-01T12:00:00Z, or, if they count a "
+                f"unit of time, name it by `timestamp_unit`, one of {', '.join(UNITS)}."
             )
         unit = most
         if unit != "s":

@@ -69,6 +69,60 @@ def test_movielens_32m(tmp_path):
     assert fields(data, "25") == {"title": "Leaving (1995)"}
 
 
+RATINGS = "userId,movieId,rating,timestamp\r\n1,010,4.0,944249077\r\n2,25,1.0,944250228\r\n"
+MOVIES = "movieId,title,genres\n010,Sense (1995),Drama\n25,Leaving (1995),Drama\n"
+
+
+def movielens(folder, ratings=RATINGS, movies=MOVIES):
+    (folder / "ratings.csv").write_bytes(ratings.encode())
+    (folder / "movies.csv").write_bytes(movies.encode())
+    return imported("movielens-32m", folder, folder / "out")
+
+
+def test_ids_of_movielens_are_the_strings_that_are_written(tmp_path):
+    data, histories = movielens(tmp_path)
+    assert histories == {"1": ["010"], "2": ["25"]}
+    assert fields(data, "010")["title"] == "Sense (1995)"
+
+
+@pytest.mark.parametrize(
+    "end", range(len(RATINGS) - len("2,25,1.0,944250228\r\n") + 1, len(RATINGS))
+)
+def test_ratings_that_were_cut_anywhere_are_refused(tmp_path, end):
+    with pytest.raises(ValueError, match=r"ratings.csv .*(line |Row #)3"):
+        movielens(tmp_path, RATINGS[:end])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2,25,", "2,,", "ratings.csv line 3 has no `movieId`; complete or drop it"),
+        ("1.0,944250228", "1.0,", "ratings.csv line 3 has no `timestamp`; complete or drop it"),
+        ("\r\n2,", "\n\n2,", "ratings.csv line 3 has no `userId`"),
+        ("2,25,1.0", "2,25,1,0", "ratings.csv is no table .*Row #3: Expected 4 columns, got 5"),
+        (",1.0,", ",good,", "interactions row 1: `rating` is 'good'; give a finite number"),
+        ("userId", "user", "ratings.csv has no `userId` .it has user, movieId, .*another data set"),
+        ("010,4.0,944249077\r\n2,25", "7,4.0,944249077\r\n2,8", "knows none of the 2 items .*'7'"),
+    ],
+)
+def test_ratings_that_are_incomplete_or_of_other_items_are_refused(tmp_path, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        movielens(tmp_path, RATINGS.replace(old, new))
+    assert not (tmp_path / "out").exists()
+
+
+def test_movies_of_another_edition_or_cut_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="movies.csv has no `genres` .*; it is of another data set"
+    ):
+        movielens(tmp_path, movies=MOVIES.replace("genres", "tags"))
+    with pytest.raises(
+        ValueError, match="movies.csv line 3 has no end; the file may have been cut"
+    ):
+        movielens(tmp_path, movies=MOVIES[:-3])
+
+
 def test_amazon_2014(tmp_path):
     review = {"overall": 5.0, "reviewText": "It&#39;s fine", "helpful": [0, 0]}
     reviews = [
@@ -148,6 +202,83 @@ def test_steam(tmp_path):
     assert fields(data, "328100") == {"title": "Real Pool", "price": "Free To Play"}
 
 
+def steam_files(folder, reviews, games="{'id': '1', 'app_name': 'A'}\n"):
+    for name, content in (("steam_reviews.json", reviews), ("steam_games.json", games)):
+        packed = isinstance(content, bytes)
+        file = folder / (f"{name}.gz" if packed else name)
+        file.write_bytes(content if packed else content.encode("latin-1"))
+    return folder
+
+
+def steam_review(**fields):
+    review = {"username": "u", "product_id": "1", "date": "2017-12-17", "text": "Yes"} | fields
+    return json.dumps(review) + "\n"
+
+
+def test_a_review_without_user_item_or_time_is_left_out_and_counted(tmp_path, capsys):
+    odd = [{"date": ""}, {"date": None}, {"username": ""}, {"product_id": None}, {}]
+    reviews = steam_review(text="No", date="2017-12-16")
+    reviews += "".join(steam_review(**fields) for fields in odd)
+    data, histories = imported("steam", steam_files(tmp_path, reviews), tmp_path / "out")
+    assert histories == {"u": ["1", "1"]} and data.reviews == [["No", "Yes"]]
+    assert data.timestamps[0].tolist() == [1513382400, 1513468800]
+    assert "2 interactions; 4 had no user, item or time" in capsys.readouterr().out
+
+
+PACKED = gzip.compress(steam_review().encode() * 9, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("reviews", "message"),
+    [
+        (PACKED[:-20], "steam_reviews.json.gz cannot be unpacked .*; it may have been cut"),
+        (PACKED[:10] + b"\xff" * 9, "steam_reviews.json.gz cannot be unpacked"),
+        (steam_review().encode(), "steam_reviews.json.gz cannot be unpacked"),
+        ('{"text": "Caf\xe9"}', "steam_reviews.json is not UTF-8 .*; save it as UTF-8"),
+        (
+            '{"user": "u", "item": 1}',
+            "steam_reviews.json has no `username` .it has user, item.; it",
+        ),
+        ("", "steam_reviews.json has no `username` .it has nothing.; it is of another data set"),
+        (steam_review(date=""), "has no interaction with user, item and time"),
+        (steam_review() + '["u", "1"]', "steam_reviews.json line 2 is no record"),
+        (steam_review() + "7", "steam_reviews.json line 2 is no record"),
+        (steam_review() + "[" * 99_999, "steam_reviews.json line 2 is no record"),
+        (steam_review() + "{[]: 1}", "steam_reviews.json line 2 is no record"),
+        (steam_review() + '{"a": ' + "7" * 5000 + "}", "steam_reviews.json line 2 is no record"),
+        (
+            steam_review(product_id="2"),
+            "catalogue knows none of the 1 items .* first is '2'; put b",
+        ),
+        (steam_review(product_id=["1"]), r"interactions row 0: `item_id` is \['1'\]"),
+        (steam_review(text={"a": 1}), "interactions row 0: `review_text` is {'a': 1}; give text"),
+        (steam_review(date="yesterday"), "interactions row 0: `timestamp` holds neither"),
+    ],
+    ids=range(16),
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, reviews, message):
+    with pytest.raises(ValueError, match=message):
+        import_data("steam", steam_files(tmp_path, reviews), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_meta_of_another_edition_is_named(tmp_path, capsys):
+    """Of 2018 there are meta files whose categories have another name, and no prices."""
+    review = {"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1252800000, "overall": 5.0}
+    lines(tmp_path / "reviews_Toys.json", [review])
+    meta = {"asin": "B1", "title": "A", "brand": "", "description": ["B"], "category": ["Toys"]}
+    lines(tmp_path / "meta_Toys.json", [meta])
+    import_data("amazon-2014", tmp_path, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "meta_Toys.json has no `categories`; it stays empty." in said
+    assert "meta_Toys.json has no `price`; it stays empty." in said and "`brand`" not in said
+    lines(tmp_path / "meta_Toys.json", [{"parent_asin": "B1", "title": "A"}])
+    with pytest.raises(
+        ValueError, match="meta_Toys.json has no `asin` .it has parent_asin, title."
+    ):
+        import_data("amazon-2014", tmp_path, tmp_path / "other")
+
+
 def test_what_is_missing_twice_or_cut_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="`SOURCE` .*nowhere is no folder"):
         import_data("steam", tmp_path / "nowhere", tmp_path / "out")
@@ -166,6 +297,14 @@ def test_what_is_missing_twice_or_cut_is_named(tmp_path):
     (tmp_path / "ratings.dat").write_text("1::2::3\n")
     with pytest.raises(ValueError, match="ratings.dat line 1 has 3 of 4 fields"):
         import_data("movielens-1m", tmp_path, tmp_path / "out")
+    for text, message in (
+        ("1::2::::978300760\n", "ratings.dat line 1 has no `rating`; complete or drop it"),
+        ("1::2::3::9783", "ratings.dat line 1 has no end; the file may have been cut"),
+        ("", "ratings.dat is empty"),
+    ):
+        (tmp_path / "ratings.dat").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            import_data("movielens-1m", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,6 +1,8 @@
 """Reading: what was written is what is read, by every format; what cannot be is named."""
 
 import json
+import re
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -109,9 +111,21 @@ def test_positions_as_text_are_numbers(tmp_path, suffix):
     assert read_data(write(tmp_path, rows, items, suffix)).histories[0].tolist() == [0, 1, 2]
     rows.position = [str(2**63 + 2), str(2**63), str(2**63 + 1)]  # floats cannot tell them apart
     assert read_data(write(tmp_path, rows, items, suffix)).histories[0].tolist() == [0, 1, 2]
+    rows.position = ["1" + "0" * 300, "0" * 5000 + "1", "9" * 300]
+    assert read_data(write(tmp_path, rows, items, suffix)).histories[0].tolist() == [0, 1, 2]
+    for digits in (400, 5000):
+        rows.position = ["1", "7" * digits, "2"]
+        with pytest.raises(ValueError, match="row 1: `position` is '77.*; give a finite number"):
+            read_data(write(tmp_path, rows, items, suffix))
     rows.position = ["1", "first", "2"]
     with pytest.raises(ValueError, match="row 1: `position` is 'first'; give a finite number"):
         read_data(write(tmp_path, rows, items, suffix))
+
+
+def test_positions_of_many_digits_in_parquet_are_numbers(tmp_path):
+    position = [Decimal(10**37 + digit) for digit in (1, 0, 0)]
+    folder = write(tmp_path, INTERACTIONS.assign(position=position))
+    assert read_data(folder).histories[0].tolist() == [1, 0]
 
 
 def test_positions_that_are_no_finite_numbers_or_repeated_are_refused(tmp_path):
@@ -219,11 +233,92 @@ def test_two_tables_of_one_name_are_refused(tmp_path, other):
         read_data(folder)
 
 
+def part(folder, name, text):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "split"),
+    [
+        ("interactions-train.csv", "train.csv", "train"),
+        ("interactions/train.csv", "train.csv", "train"),
+        ("train-*-of-00002.csv", "train.csv", "train"),
+        ("train-*-of-00001.csv", "train-*-of-00002.csv", "train"),
+        ("val.csv", "valid.csv", "validation"),
+        ("valid.csv", "validation.csv", "validation"),
+        ("interactions-dev.csv", "val.csv", "validation"),
+        ("test.csv", "test.jsonl", "test"),
+    ],
+)
+def test_a_split_under_two_names_is_refused(tmp_path, one, two, split):
+    ITEMS.to_csv(tmp_path / "items.csv", index=False)
+    for name in ("train.csv", "val.csv", "test.csv"):
+        part(tmp_path, name, "user_id,item_id,position\nu,a,0\n")
+    if split == "validation":
+        (tmp_path / "val.csv").unlink()
+    elif "*" in two:
+        (tmp_path / "train.csv").unlink()
+    for name in (one, two):
+        part(tmp_path, name.replace("*", "00000"), "user_id,item_id,position\nu,a,0\n")
+    message = f"has the split {split} more than once, in {one}, {two}; keep one."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_data(str(tmp_path))
+
+
+def test_a_split_of_the_hub_under_two_names_is_refused(tmp_path):
+    names = ("train", "val", "valid", "test")
+    for name in names:
+        part(tmp_path, f"data/{name}.csv", "user_id,item_id,position\nu,a,0\n")
+    ITEMS.to_csv(tmp_path / "items.csv", index=False)
+    files = [{"split": name, "path": f"data/{name}.csv"} for name in names]
+    configs = json.dumps([{"config_name": "interactions", "data_files": files}])
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {configs}\n---\n")
+    with pytest.raises(ValueError, match="the split validation more than once, in val, valid; ke"):
+        read_data(str(tmp_path))
+
+
+def test_the_parts_of_a_split_are_read_one_after_the_other(tmp_path):
+    ITEMS.to_csv(tmp_path / "items.csv", index=False)
+    for name, row in (("train-00001-of-00002", "u,b,1"), ("train-00000-of-00002", "u,a,0"),
+                      ("interactions-test", "u,a,2")):  # fmt: skip
+        part(tmp_path, f"{name}.csv", f"user_id,item_id,position\n{row}\n")
+    data = read_data(str(tmp_path))
+    assert data.histories[0].tolist() == [0, 1, 0] and data.given[0].tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "lines"),
+    [
+        (".csv", ["user_id,item_id,position\nu,a,0\n", "user_id,item_id,position\nu,b,1\n"]),
+        (".jsonl", [json.dumps(row) for row in INTERACTIONS[:2].to_dict("records")]),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_read_whole(tmp_path, suffix, lines):
+    """As Spark writes a table, whose name of JSONL is `.json`."""
+    folder = tmp_path / f"interactions{suffix}"
+    for number, text in enumerate(lines):
+        part(folder, f"part-0000{number}-c000{suffix.removesuffix('l')}", text)
+    for name in ("_SUCCESS", ".part-00000.crc"):
+        part(folder, name, "")
+    ITEMS.to_csv(tmp_path / "items.csv", index=False)
+    assert read_data(str(tmp_path)).histories[0].tolist() == [0, 1]
+    part(folder, "part-00002.csv.gz", "")
+    with pytest.raises(ValueError, match=rf"part-00002.csv.gz is no \{suffix} file; unpack it"):
+        read_data(str(tmp_path))
+    for file in folder.glob("part-*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=rf"interactions\{suffix} is a folder without files"):
+        read_data(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("column_map", "message"),
     [
         ({"assin": "item_id"}, "names 'assin', which no table has; did you mean 'asin'"),
         ({"asin": "item"}, "maps 'asin' onto 'item'; it must be one of"),
+        ({"asin": ["item_id"]}, r"maps 'asin' onto \['item_id'\]; it must be one of"),
+        ({7: "item_id"}, "names 7, which no table has"),
         ({"asin": "item_id"}, "would give interactions two columns `item_id`, of .*asin"),
         ({"asin": "title"}, "would give items two columns `title`, of title and asin"),
         ({"asin": "brand", "name": "brand"}, "would give items two columns `brand`"),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recipes.data.split import split_data
+from recipes.data.split import check_split, split_data
 from recipes.data.tables import read_data, write_data
 from recipes.evaluation.metrics import slices
 
@@ -102,6 +102,33 @@ def test_a_part_of_the_splits_and_a_table_beside_them_are_refused(tmp_path):
     del parts["test"]
     with pytest.raises(ValueError, match="in the splits train, validation; give train, test and"):
         read_data(write_folder(tmp_path / "half", parts, "csv"))
+
+
+@pytest.mark.parametrize("lost", ["validation", "test"])
+def test_given_splits_stay_given_where_one_falls_away(tmp_path, lost):
+    """Every user and item of training has two interactions, those of the lost split have one."""
+    parts = {
+        "train": [("u", "a"), ("u", "b"), ("v", "a"), ("v", "b")],
+        "validation": [("u", "b"), ("v", "a")],
+        "test": [("u", "a"), ("v", "b")],
+    } | {lost: [("w", "c")]}
+    parts = {
+        name: pd.DataFrame(rows, columns=["user_id", "item_id"]).assign(position=range(len(rows)))
+        for name, rows in parts.items()
+    }
+    folder = write_folder(tmp_path, parts, "csv")
+    assert read_data(folder).given is not None
+    with pytest.raises(ValueError, match=f"`min_interactions` 2 leaves .* given split {lost}; low"):
+        read_data(folder, min_interactions=2)
+
+
+def test_an_empty_test_split_is_one_that_is_given(tmp_path):
+    parts = frames("within")
+    folder = write_folder(tmp_path, parts | {"test": parts["test"][:0]}, "csv")
+    split = split_data(read_data(folder))
+    assert [h.tolist() for h in split.training] == [[0, 1], [2, 0], [5]], "not leave-one-out"
+    with pytest.raises(ValueError, match="No user has a test target in the given splits; give a s"):
+        check_split(split)
 
 
 def test_a_repeated_position_counts_within_a_part_only(tmp_path):

@@ -13,6 +13,7 @@ from recipes.evaluation.baselines.oracle import oracle
 
 ITEMS = pd.DataFrame({"item_id": ["a", "b", "c", "d"], "title": ["A", "B", None, "D"]})
 ROWS = [("u", "a", 0), ("u", "b", 1), ("u", "c", 2), ("u", "d", 3), ("v", "d", 0), ("v", "a", 1)]
+START = 1_600_000_000
 INTERACTIONS = pd.DataFrame(ROWS, columns=["user_id", "item_id", "position"])
 
 
@@ -57,13 +58,18 @@ def test_split_is_leave_one_out_and_counts_short_users(tmp_path, capsys):
     assert split.users("test").tolist() == [0]
 
 
-def test_column_map_and_core(tmp_path):
+def test_column_map_and_core(tmp_path, capsys):
     frame = INTERACTIONS.rename(columns={"item_id": "asin"})
     folder = write(tmp_path, frame, ITEMS.rename(columns={"item_id": "asin"}))
     data = read_data(folder, column_map={"asin": "item_id"}, min_interactions=2)
     # b and c have one interaction each; without them both users keep a and d.
     assert data.catalogue.item_ids == ["a", "d"]
     assert [history.tolist() for history in data.histories] == [[0, 1], [1, 0]]
+    said = "`min_interactions` 2 leaves out 0 users, 2 items and 2 interactions."
+    assert said in capsys.readouterr().out
+    write_data(data, tmp_path)
+    read_data(folder, min_interactions=2)
+    assert "leaves out" not in capsys.readouterr().out, "nothing is"
 
 
 def test_ties_are_shuffled_within_a_stamp_only(tmp_path):
@@ -77,6 +83,46 @@ def test_ties_are_shuffled_within_a_stamp_only(tmp_path):
     assert split_data(read_data(folder)).later_day_users("test").tolist() == []
     frame.timestamp = [0, 0, 1, 2]
     assert split_data(read_data(write(tmp_path, frame))).later_day_users("test").tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("seed", "as_written", "backwards"),
+    [
+        (0, ["bacedfhg", "bacfdegh"], ["cbaefdgh", "acbdefgh"]),
+        (1, ["bcaefdhg", "cbaedfhg"], ["acbdefgh", "abcfdegh"]),
+        (2, ["acbdefhg", "bacdfehg"], ["cabedfgh", "abcedfhg"]),
+    ],
+)
+def test_the_shuffle_of_a_seed_stays_what_it_is(tmp_path, seed, as_written, backwards):
+    """Published figures rest on these orders: three moments, the rows of two users mixed."""
+    rows = [(u, item, k, START + k // 3) for k, item in enumerate("abcdefgh") for u in "uv"]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "position", "timestamp"])
+    items = pd.DataFrame({"item_id": list("abcdefgh")})
+
+    def orders(frame):
+        data = read_data(write(tmp_path, frame, items), tie_break="shuffled", seed=seed)
+        return ["".join("abcdefgh"[row] for row in history) for history in data.histories]
+
+    assert orders(frame) == orders(frame.drop(columns="position")) == as_written
+    assert orders(frame[::-1]) == backwards
+
+
+def test_the_shuffle_holds_to_positions(tmp_path, capsys):
+    frame = pd.DataFrame({"user_id": "u", "item_id": list("abcd"), "position": range(4)})
+
+    def orders(*days):
+        times = pd.array([None if day is None else START + day for day in days], dtype="Int64")
+        folder = write(tmp_path, frame.assign(timestamp=times))
+        found = (read_data(folder, tie_break="shuffled", seed=seed) for seed in range(12))
+        return {"".join("abcd"[row] for row in data.histories[0]) for data in found}
+
+    assert orders(1, None, 2, 2) == {"abcd", "abdc"}, "what has no time keeps its place"
+    assert orders(1, None, None, 1) == {"abcd"}, "only neighbours are shuffled"
+    assert "contradict" not in capsys.readouterr().out
+    assert orders(2, 1, 1, 2) == {"abcd", "acbd"}, "positions hold against timestamps"
+    assert orders(None, 2, None, 1) == {"abcd"}
+    said = capsys.readouterr().out
+    assert said.count("contradict each other for 1 users, the first is 'u'") == 24
 
 
 def replaced(column, row, value, frame=INTERACTIONS):

@@ -73,13 +73,35 @@ def test_what_is_missing_is_nan():
             "`timestamp` runs from .* name it by `timestamp_unit`",
         ),
         ([0, 1_600_000_000_000], "name it by `timestamp_unit`"),
-        ([20200101, 20201231], "name it by `timestamp_unit`"),
+        ([0, 20190101], "from 0 to 20190101 .* in s would all be before 1980; give dates such"),
+        ([120_000_000_000, 310_000_000_000], "in ms would all be before 1980; give dates such as"),
         ([1e300, 1e300], "name it by `timestamp_unit`"),
     ],
 )
 def test_what_is_no_moment_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         read(values)
+
+
+@pytest.mark.parametrize(
+    "form", ["%Y", "%Y%m", "%Y%m%d", "%Y%m%d%H", "%Y%m%d%H%M", "%Y%m%d%H%M%S", "%Y%m%d%H%M%S%f"]
+)
+def test_the_digits_of_dates_are_no_count(form):
+    """From years to microseconds, as numbers and as text; by a unit they are what they are."""
+    digits = [moment.strftime(form) for moment in DATES]
+    for values in (digits, [int(number) for number in digits]):
+        with pytest.raises(ValueError, match="which look like the digits of dates; .* name it by"):
+            read(values)
+    assert read(digits, "ns").tolist() == [int(number) / 10**9 for number in digits]
+
+
+def test_what_only_counts_is_taken_as_it_is():
+    for values in (range(5), [1, 2, 3], [1, 2100], [18_262, 19_000], [190_001, 190_013], [0, 0]):
+        assert read(list(values)).tolist() == list(values)
+    rows = np.arange(1, 1_500_000)
+    assert read(rows)[-1] == rows[-1], "a number per row"
+    assert read([9, 944_249_077]).tolist() == [9, 944_249_077], "not all are early"
+    assert read([0, 30_000_000], "s").tolist() == [0, 30_000_000]
 
 
 def test_a_unit_by_name(capsys):
