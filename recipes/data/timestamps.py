@@ -18,8 +18,6 @@ DATE = re.compile(
     r"(19|20)\d\d"
     r"((0[1-9]|1[0-2])((0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])([0-5]\d([0-6]\d\d{0,9})?)?)?)?)?"
 )
-# In seconds, 1980, before which nobody logged; what only counts rows or days stays this small.
-EARLIEST, COUNTER = 315_532_800, 10**6
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -27,7 +25,7 @@ def seconds(frame: pd.DataFrame, unit: str | None = None) -> np.ndarray:
     """Return the column `timestamp` in seconds since 1970, NaN where there is none.
 
     A date without a zone is one of UTC. Numbers are seconds, or milli-, micro- or nanoseconds where
-    all are too large for the unit before. Small ones may only count: they give an order.
+    all are too large for the unit before. They may count from any moment: then they give an order.
 
     Args:
         frame: The interactions.
@@ -113,8 +111,6 @@ def _in_seconds(values: np.ndarray, unit: str | None) -> np.ndarray:
             doubt = "may be more than one unit"
         elif all(DATE.fullmatch(_digits(value)) for value in known):
             doubt = "look like the digits of dates"
-        elif known[-1] / UNITS[most] < EARLIEST and known[-1] > max(COUNTER, len(values)):
-            doubt = f"in {most} would all be before 1980"
         if doubt:
             raise ValueError(
                 f"`timestamp` runs from {known[0]:.15g} to {known[-1]:.15g} in magnitude, which "

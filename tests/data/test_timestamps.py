@@ -73,8 +73,6 @@ def test_what_is_missing_is_nan():
             "`timestamp` runs from .* name it by `timestamp_unit`",
         ),
         ([0, 1_600_000_000_000], "name it by `timestamp_unit`"),
-        ([0, 20190101], "from 0 to 20190101 .* in s would all be before 1980; give dates such"),
-        ([120_000_000_000, 310_000_000_000], "in ms would all be before 1980; give dates such as"),
         ([1e300, 1e300], "name it by `timestamp_unit`"),
     ],
 )
@@ -101,7 +99,7 @@ def test_what_only_counts_is_taken_as_it_is():
     rows = np.arange(1, 1_500_000)
     assert read(rows)[-1] == rows[-1], "a number per row"
     assert read([9, 944_249_077]).tolist() == [9, 944_249_077], "not all are early"
-    assert read([0, 30_000_000], "s").tolist() == [0, 30_000_000]
+    assert read([0, 30 * 86400]).tolist() == [0, 30 * 86400], "seconds since any moment"
 
 
 def test_a_unit_by_name(capsys):
