@@ -133,7 +133,6 @@ class TTDSCatalogueMixin:
             )
         return embeddings.to(self.device)
 
-    @torch.no_grad()
     def add_items(
         self,
         items: Iterable[Mapping[str, Any]],
@@ -161,7 +160,8 @@ class TTDSCatalogueMixin:
             OSError: The text encoder cannot be loaded.
         """
         records = item_records(items)
-        with self.lock.one_writer:
+        # The tables outlive the call: they are to be plain ones, whatever mode the caller is in.
+        with self.lock.one_writer, torch.inference_mode(False), torch.no_grad():
             new = {}
             for number, record in enumerate(records):
                 if record["item_id"] in self.row_of or record["item_id"] in new:
@@ -178,7 +178,7 @@ class TTDSCatalogueMixin:
                     f"Item {number} ({records[number]['item_id']!r}) has no text that the model "
                     "knows and no history: its semantic ID is arbitrary. Give it a title, "
                     "`text_embeddings` or `histories`.",
-                    stacklevel=3,
+                    stacklevel=2,
                 )
             alone = ~collaborative.any(1)
             collaborative[alone] = self.collaborative_of_texts(text[alone])
@@ -192,12 +192,12 @@ class TTDSCatalogueMixin:
             row_of = self.row_of | {item: first + number for item, number in new.items()}
             entries = self.catalogue.extended([{n: r[n] for n in FIELDS} for r in records])
             trie, moved = self.trie.extended(sids)
-            made = {"_trie": ([tables["item_sids"]], trie)}
+            made = {"_trie": self._kept([tables["item_sids"]], trie)}
             if "_node_table" in self.__dict__:
                 embeddings = tables["item_text"], tables["item_collaborative"]
                 table = self.node_table.extended(trie, moved, embeddings)
                 parts = [trie, *embeddings, self.vector_projection]
-                made["_node_table"] = (parts, table)
+                made["_node_table"] = self._kept(parts, table)
             known = torch.arange(first, device=self.device)
             rows = F.pad(known, (0, len(records)), value=-1)
             self._swap(
@@ -293,7 +293,7 @@ class TTDSCatalogueMixin:
         Raises:
             ValueError: `item_ids` is no list of strings, an item is unknown, or none would be left.
         """
-        with self.lock.one_writer:
+        with self.lock.one_writer, torch.inference_mode(False), torch.no_grad():
             gone = set(self.item_rows(unordered(item_ids), "item_ids"))
             keep = torch.ones(len(self.item_sids), dtype=torch.bool, device=self.device)
             keep[list(gone)] = False
@@ -306,7 +306,8 @@ class TTDSCatalogueMixin:
             entries = self.catalogue.without(gone)
             row_of = {item: row for row, item in enumerate(entries.item_ids())}
             rows = keep.nonzero()[:, 0]
-            made = {"_trie": ([tables["item_sids"]], TTDSTrie.build(tables["item_sids"]))}
+            trie = TTDSTrie.build(tables["item_sids"])
+            made = {"_trie": self._kept([tables["item_sids"]], trie)}
             self._swap(tables, entries, row_of, rows, lambda memory: memory.keep(keep), made)
 
     def _swap(
@@ -316,30 +317,32 @@ class TTDSCatalogueMixin:
         row_of: dict[str, int],
         rows: Tensor,
         change: Callable[[TTDSCooccurrence], None],
-        made: dict[str, tuple[list[Any], Any]],
+        made: dict[str, tuple[Sequence[Any], list[int], Any]],
     ) -> None:
         # What was there is replaced and never written into: who holds it keeps a state that is
         # whole, and so does a model that shares it. `rows` says which row an item had before,
-        # `made` holds what is made of the new tables, and of which parts.
-        tokenizer = self.tokenizer if self.has_tokenizer else None
+        # `made` holds what is made of the new tables, as `_kept` gives it. All that may fail comes
+        # before the first part is replaced.
         parts: dict[str, Any] = dict(tables)
+        sizes: dict[str, Any] = {"num_items": len(entries)}
         if self.config.has_cooccurrence:
             memory = parts["cooccurrence"] = copy.copy(self.cooccurrence)
             memory._buffers = dict(memory._buffers)
             change(memory)
+            sizes["cooccurrence_pairs"] = len(memory.others)
         if self.config.pair_dim:
             pairs = parts["node_pairs"] = copy.deepcopy(self.node_pairs)
-            pairs.follow(rows, self.trie, made["_trie"][1])
+            trie = made["_trie"][-1]
+            pairs.follow(rows, self.trie, trie)
+            sizes["pair_nodes"] = trie.num_nodes()
+        tokenizer = self.tokenizer if self.has_tokenizer else None
+        table = TTDSTable(list(row_of), tables["item_sids"].clone())
         with self.lock.swapping():
             for name, part in parts.items():
                 setattr(self, name, part)
-            for name, (of, value) in made.items():
-                self._hold(name, of, value)
-            if self.config.has_cooccurrence:
-                self.config.cooccurrence_pairs = len(self.cooccurrence.others)
-            if self.config.pair_dim:
-                self.config.pair_nodes = self._num_nodes()
+            self.__dict__ |= made
+            for name, size in sizes.items():
+                setattr(self.config, name, size)
             self._catalogue, self.row_of = entries, row_of
-            self.config.num_items = len(entries)
             if tokenizer is not None:
-                self.share_sid_table()
+                tokenizer.table = table

@@ -1,5 +1,6 @@
 """Threads that recommend while others add and remove items see one state of the catalogue."""
 
+import _thread
 import sys
 import threading
 import time
@@ -125,6 +126,28 @@ def test_a_writer_waits_for_readers_and_new_readers_for_it():
         thread.join(10)
         assert not thread.is_alive()
     assert order == ["long reader", "writer", "late reader"]
+
+
+def test_a_writer_that_is_interrupted_while_it_waits_lets_readers_in():
+    lock, done = TTDSLock(), threading.Event()
+
+    def read_long():
+        with lock.reading():
+            time.sleep(0.1)
+            _thread.interrupt_main()
+            done.wait(5)
+
+    reader = threading.Thread(target=read_long)
+    reader.start()
+    time.sleep(0.02)
+    with pytest.raises(KeyboardInterrupt), lock.swapping():
+        raise AssertionError("a reader is there")
+    late = threading.Thread(target=lambda: lock.reading().__enter__(), daemon=True)
+    late.start()
+    late.join(5)
+    assert not late.is_alive(), "nobody is changing anything"
+    done.set()
+    reader.join(5)
 
 
 def test_an_error_lets_go_of_the_lock(joined):
