@@ -2,9 +2,10 @@
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +27,25 @@ def is_missing(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a value as messages show it, cut where it is long.
+    """Return a value as messages show it, cut where it is long, on one line.
 
     Args:
         value: What stands in a field.
     """
-    return reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+    text = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+    return text.replace("\n", " ")
+
+
+def as_stream(values: Any) -> Iterator | None:
+    """Return what goes through several values, or None where there is one: a text, a mapping.
+
+    Args:
+        values: What was passed.
+    """
+    try:
+        return None if isinstance(values, str | bytes | Mapping) else iter(values)
+    except TypeError:  # an array of no dimension is no list, whatever its class can do
+        return None
 
 
 def as_id(value: object, field: str, where: str) -> str:
@@ -118,10 +132,11 @@ def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
     """
     if hasattr(items, "to_dict") and hasattr(items, "columns"):
         items = items.to_dict("records")
-    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+    stream = as_stream(items)
+    if stream is None:
         raise ValueError(f"`items` is {shown(items)}; give a list of records.")
     records = []
-    for number, item in enumerate(items):
+    for number, item in enumerate(stream):
         where = f"Item {number}"
         if not isinstance(item, Mapping):
             raise ValueError(
@@ -131,7 +146,7 @@ def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
         if is_missing(item.get("item_id")):
             raise ValueError(f"{where} has no `item_id`; give each a string.")
         record = {"item_id": as_id(item["item_id"], "item_id", where)}
-        named = f"{where} ({record['item_id']!r})"
+        named = f"{where} ({shown(record['item_id'])})"
         record |= {name: as_text(item.get(name), name, named) for name in TEXT_FIELDS}
         records.append(record)
     return records
