@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from .arguments_ttds import as_item_ids, as_list, unordered
 from .cooccurrence_ttds import TTDSCooccurrence
 from .entries_ttds import TTDSEntries
-from .records_ttds import as_text, item_records
+from .records_ttds import as_text, item_records, shown
 from .sid_ttds import unique_sids
 from .text_ttds import encode_by_encoder, encode_with_transformer, item_text, normalised
 from .tokenization_ttds import TTDSTable, TTDSTokenizer
@@ -48,7 +48,7 @@ class TTDSCatalogueMixin:
         row_of = dict(zip(entries.item_ids(), range(len(entries)), strict=True))
         if len(row_of) < len(entries):
             twice = Counter(entries.item_ids()).most_common(1)[0][0]
-            raise ValueError(f"`catalogue` holds the item {twice!r} twice.")
+            raise ValueError(f"`catalogue` holds the item {shown(twice)} twice.")
         self._catalogue, self.row_of = entries, row_of
 
     def write_catalogue(self, folder: str | os.PathLike) -> None:
@@ -166,7 +166,7 @@ class TTDSCatalogueMixin:
             for number, record in enumerate(records):
                 if record["item_id"] in self.row_of or record["item_id"] in new:
                     raise ValueError(
-                        f"`item_id` {record['item_id']!r} of item {number} is there already."
+                        f"`item_id` {shown(record['item_id'])} of item {number} is there already."
                     )
                 new[record["item_id"]] = number
             collaborative = self._neighbours_embedding(new, histories)
@@ -174,10 +174,10 @@ class TTDSCatalogueMixin:
                 return
             text = self._text_of_new(records, text_embeddings)
             for number in (~(text.any(1) | collaborative.any(1))).nonzero().flatten().tolist():
+                name = shown(records[number]["item_id"])
                 warnings.warn(
-                    f"Item {number} ({records[number]['item_id']!r}) has no text that the model "
-                    "knows and no history: its semantic ID is arbitrary. Give it a title, "
-                    "`text_embeddings` or `histories`.",
+                    f"Item {number} ({name}) has no text that the model knows and no history: its "
+                    "semantic ID is arbitrary. Give it a title, `text_embeddings` or `histories`.",
                     stacklevel=2,
                 )
             alone = ~collaborative.any(1)
@@ -276,7 +276,7 @@ class TTDSCatalogueMixin:
             history = as_item_ids(history, f"histories[{number}]")
             unknown = [item for item in history if item not in self.row_of and item not in new]
             if unknown:
-                raise ValueError(f"History {number} holds the unknown item {unknown[0]!r}.")
+                raise ValueError(f"History {number} holds the unknown item {shown(unknown[0])}.")
             beside = self.item_collaborative[[self.row_of[i] for i in history if i in self.row_of]]
             for item in set(history) & new.keys():
                 sums[new[item]] += beside.sum(0)

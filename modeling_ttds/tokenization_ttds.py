@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .arguments_ttds import as_item_ids, as_list
 from .configuration_ttds import KINDS, placeholder_ids, sid_token
+from .records_ttds import shown
 from .text_ttds import normalised
 
 INDEX_FILE = "sid_table.json"
@@ -255,7 +256,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         for item in as_item_ids(item_ids, "item_ids"):
             if item not in codes:
                 raise ValueError(
-                    f"Item {item!r} is not in the SID table of {len(codes)} items; "
+                    f"Item {shown(item)} is not in the SID table of {len(codes)} items; "
                     "add it to the model, or set the table by `set_sid_table`."
                 )
             for level, code in enumerate(codes[item]):
