@@ -26,7 +26,8 @@ from .trie_ttds import TTDSTrie
 LIKENESS = 0.05  # temperature of the likeness of texts that a new item is placed by
 SURENESS = 0.6  # how far its embedding is stretched, 1 is to unit length
 MOST_LIKES, MOST_PAIRS, CHUNK = 2**16, 2**27, 512  # known items looked at, products, at once
-CATALOGUE_FILE = "catalogue.jsonl"
+SHORTEST = 1e-12  # length below which `normalize` gives no unit vector
+CATALOGUE_FILE, TOKENIZER_FILE = "catalogue.jsonl", "tokenizer.json"
 FIELDS = ("item_id", "title", "brand", "categories")  # what the catalogue keeps of an item
 
 
@@ -39,8 +40,9 @@ class TTDSCatalogueMixin:
         return self._catalogue
 
     @catalogue.setter
-    def catalogue(self, entries: Iterable[dict[str, str]]) -> None:
-        entries = entries if isinstance(entries, TTDSEntries) else TTDSEntries(entries)
+    def catalogue(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        if not isinstance(entries, TTDSEntries):
+            entries = TTDSEntries(_kept_fields(item_records(entries, "catalogue")))
         if len(entries) != len(self.item_sids):
             raise ValueError(
                 f"`catalogue` has {len(entries)} entries for {len(self.item_sids)} items."
@@ -75,8 +77,19 @@ class TTDSCatalogueMixin:
     @property
     def tokenizer(self) -> TTDSTokenizer:
         """The tokenizer beside the model, loaded from its folder or repository on first need."""
+        if not self.has_tokenizer:
+            raise ValueError(
+                "`tokenizer` is missing, as none was beside the model; set `model.tokenizer`."
+            )
         if self._tokenizer is None:
-            self.tokenizer = TTDSTokenizer.from_pretrained(self.name_or_path, **self._origin)
+            origin, where = self._origin
+            file = Path(origin, where.get("subfolder", ""), TOKENIZER_FILE)
+            if file.is_absolute() and not file.is_file():
+                raise ValueError(
+                    f"`tokenizer` is missing, as {file} is gone; put it back, or set "
+                    "`model.tokenizer`."
+                )
+            self.tokenizer = TTDSTokenizer.from_pretrained(origin, **where)
         return self._tokenizer
 
     @tokenizer.setter
@@ -86,10 +99,7 @@ class TTDSCatalogueMixin:
     @property
     def has_tokenizer(self) -> bool:
         """Whether there is a tokenizer: one that was set, or one beside the loaded model."""
-        if self._tokenizer is not None or not self.name_or_path:
-            return self._tokenizer is not None
-        folder = Path(self.name_or_path, self._origin.get("subfolder", ""))
-        return not folder.is_dir() or (folder / "tokenizer.json").is_file()
+        return self._tokenizer is not None or self._origin is not None
 
     def share_sid_table(self) -> None:
         """Tell the tokenizer today's semantic IDs, for `encode_items` and `decode_items`."""
@@ -105,21 +115,23 @@ class TTDSCatalogueMixin:
             texts: Plain texts; an empty one gives a zero row.
 
         Raises:
-            ValueError: `texts` is one string, or holds what is no text.
+            ValueError: `texts` is one string, or holds what is no text, or the model's tokenizer is
+                needed and missing.
             OSError: The text encoder cannot be loaded.
         """
         texts = [
             as_text(text, "texts", f"Text {number}")
             for number, text in enumerate(as_list(texts, "texts", "texts"))
         ]
+        if not texts:
+            return self.item_text.new_zeros(0, self.config.item_tower.text_dim)
         if self.config.text_encoder not in ("tokens", "backbone"):
             texts = [normalised(text) for text in texts]
-            return encode_by_encoder(self.config.text_encoder, texts, device=self.device).to(
-                self.device
-            )
+            embeddings = encode_by_encoder(self.config.text_encoder, texts, device=self.device)
+            return embeddings.to(self.item_text)
         ids = [self.tokenizer.encode_words(text) for text in texts]
         if self.config.text_encoder == "tokens":
-            return self.token_table.encode(ids)
+            return self.token_table.encode(ids).to(self.item_text)
         with evaluating(self):
             embeddings = encode_with_transformer(
                 lambda ids, mask: (
@@ -131,7 +143,7 @@ class TTDSCatalogueMixin:
                 pad_token_id=self.tokenizer.pad_token_id,
                 device=self.device,
             )
-        return embeddings.to(self.device)
+        return embeddings.to(self.item_text)
 
     def add_items(
         self,
@@ -190,7 +202,7 @@ class TTDSCatalogueMixin:
             }
             first = len(self.row_of)
             row_of = self.row_of | {item: first + number for item, number in new.items()}
-            entries = self.catalogue.extended([{n: r[n] for n in FIELDS} for r in records])
+            entries = self.catalogue.extended(_kept_fields(records))
             trie, moved = self.trie.extended(sids)
             made = {"_trie": self._kept([tables["item_sids"]], trie)}
             if "_node_table" in self.__dict__:
@@ -253,7 +265,7 @@ class TTDSCatalogueMixin:
 
     def _text_of_new(self, records: list[dict[str, str]], given: Any) -> Tensor:
         if given is None:
-            return self.embed_texts(item_text(record) for record in records).to(self.item_text)
+            return self.embed_texts(item_text(record) for record in records)
         expected = (len(records), self.config.item_tower.text_dim)
         try:
             text = torch.as_tensor(given if isinstance(given, Tensor) else np.asarray(given))
@@ -261,12 +273,28 @@ class TTDSCatalogueMixin:
             raise ValueError(
                 f"`text_embeddings` is no table of numbers ({error}); give one row per item."
             ) from None
-        if text.shape != expected or not text.isfinite().all():
+        if text.layout != torch.strided or text.is_complex():
+            raise ValueError(
+                f"`text_embeddings` is no table of real numbers but of {text.dtype} as "
+                f"{text.layout}; give one row per item."
+            )
+        if text.shape != expected:
             raise ValueError(
                 f"`text_embeddings` must be finite and of shape {expected}; they have the shape "
                 f"{tuple(text.shape)}."
             )
-        return F.normalize(text.to(self.item_text), dim=-1)
+        # As the table keeps them, where large numbers are infinite and the squares of small ones 0.
+        text = text.to(self.item_text)
+        lengths = text.norm(dim=1)
+        wrong = ~lengths.isfinite() | (text.any(1) & (lengths < SHORTEST))
+        if wrong.any():
+            number = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"`text_embeddings` must be finite and have lengths that {text.dtype} holds; item "
+                f"{number} ({shown(records[number]['item_id'])}) has the length "
+                f"{lengths[number]:.3g}: scale it to length 1."
+            )
+        return F.normalize(text, dim=-1)
 
     def _neighbours_embedding(
         self, new: dict[str, int], histories: Iterable[Sequence[str]]
@@ -346,3 +374,7 @@ class TTDSCatalogueMixin:
             self._catalogue, self.row_of = entries, row_of
             if tokenizer is not None:
                 tokenizer.table = table
+
+
+def _kept_fields(records: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{name: record[name] for name in FIELDS} for record in records]

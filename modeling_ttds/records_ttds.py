@@ -119,12 +119,15 @@ def _is_whole(value: Real | Decimal) -> bool:
     return abs(value) < EXACT and value == int(value)
 
 
-def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
+def item_records(
+    items: Iterable[Mapping[str, object]], name: str = "items"
+) -> list[dict[str, str]]:
     """Return items as records of strings: `item_id` and the fields of `TEXT_FIELDS`.
 
     Args:
         items: Records, or a table of them: a pandas DataFrame or a `datasets.Dataset`. Fields of
             other names are left out.
+        name: Name of the argument, for the message.
 
     Raises:
         ValueError: There is something else than records, or a field holds what it cannot; the
@@ -134,7 +137,7 @@ def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
         items = items.to_dict("records")
     stream = as_stream(items)
     if stream is None:
-        raise ValueError(f"`items` is {shown(items)}; give a list of records.")
+        raise ValueError(f"`{name}` is {shown(items)}; give a list of records.")
     records = []
     for number, item in enumerate(stream):
         where = f"Item {number}"
@@ -147,6 +150,6 @@ def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
             raise ValueError(f"{where} has no `item_id`; give each a string.")
         record = {"item_id": as_id(item["item_id"], "item_id", where)}
         named = f"{where} ({shown(record['item_id'])})"
-        record |= {name: as_text(item.get(name), name, named) for name in TEXT_FIELDS}
+        record |= {field: as_text(item.get(field), field, named) for field in TEXT_FIELDS}
         records.append(record)
     return records

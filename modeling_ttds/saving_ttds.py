@@ -1,11 +1,12 @@
 """Saving and loading: one folder holds all that a model is, of one moment."""
 
 import os
+from pathlib import Path
 
 import torch
 from transformers.utils import cached_file, extract_commit_hash
 
-from .catalogue_ttds import CATALOGUE_FILE
+from .catalogue_ttds import CATALOGUE_FILE, TOKENIZER_FILE
 
 
 class TTDSSavingMixin:
@@ -63,6 +64,11 @@ class TTDSSavingMixin:
             "token",
         )
         hub = {name: kwargs[name] for name in where if kwargs.get(name) is not None}
+        origin, beside = pretrained_model_name_or_path, True
+        if os.path.isdir(origin):
+            # By its whole path: the process may stand elsewhere when the tokenizer is asked for.
+            origin = os.path.abspath(origin)
+            beside = Path(origin, hub.get("subfolder", ""), TOKENIZER_FILE).is_file()
         file = cached_file(
             pretrained_model_name_or_path,
             CATALOGUE_FILE,
@@ -74,7 +80,7 @@ class TTDSSavingMixin:
             hub["revision"] = kwargs["revision"] = commit
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._origin = hub
+        model._origin = (origin, hub) if beside else None
         for buffer in model.buffers():
             # An empty one is read as a view of its neighbour in the file, which `torch.save` takes
             # for one tensor of two types.
