@@ -79,7 +79,7 @@ def search(
     # prompt, and at which of them the beams and the other items are.
     nodes, places, states = torch.zeros_like(row), torch.zeros_like(row), prefix.state[:, 0]
     beams, at = row if num_beams else row[:0], every[:, None].expand_as(also)
-    scores = torch.zeros(len(beams), device=row.device)
+    scores = torch.zeros(len(beams), dtype=torch.float32, device=row.device)
     own, others = scores[:, None][:, :0], []
     for depth in range(trie.num_levels):
         beam_at = torch.full_like(nodes, -1)
