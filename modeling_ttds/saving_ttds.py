@@ -24,11 +24,17 @@ class TTDSSavingMixin:
             save_directory: The folder.
             is_main_process: Whether this process writes; the others only take part.
             **kwargs: As of `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: The tokenizer that was beside the model is gone.
         """
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        writes = is_main_process and rank == 0
         with self.lock.reading():
+            if writes and self.has_tokenizer:
+                self.tokenizer  # noqa: B018, where it is gone, nothing is written
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-            if is_main_process and rank == 0:
+            if writes:
                 self._save_beside(save_directory)
 
     def _save_beside(self, folder: str | os.PathLike) -> None:

@@ -216,12 +216,15 @@ def test_a_missing_tokenizer_is_named_and_nothing_is_changed_or_saved(model, tmp
             lambda m: m.add_items(new),
         ]
         if other is gone:
-            refusals += [lambda m: m.remove_items([old]), lambda m: m.save_pretrained(tmp_path)]
+            refusals += [
+                lambda m: m.remove_items([old]),
+                lambda m: m.save_pretrained(tmp_path / "no"),
+            ]
         for refused in refusals:
             with pytest.raises(ValueError, match=f"^`tokenizer` is missing, as .*{why}"):
                 refused(other)
             assert other.catalogue == model.catalogue and len(other.item_sids) == len(other.row_of)
-            assert other.item_sids.equal(model.item_sids)
+            assert other.item_sids.equal(model.item_sids) and not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(
