@@ -1,9 +1,11 @@
 """Arguments of public methods: what is no list, id, count or flag is refused by name."""
 
 import operator
-import reprlib
-from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
+
+from .records_ttds import as_stream, shown
 
 
 def as_list(values: Any, name: str, of: str = "item ids") -> list:
@@ -20,10 +22,11 @@ def as_list(values: Any, name: str, of: str = "item ids") -> list:
     if isinstance(values, set | frozenset):
         raise ValueError(f"`{name}` is a set, which has no order; give a list of {of}.")
     if isinstance(values, str | bytes):
-        raise ValueError(f"`{name}` is the string {reprlib.repr(values)}; give a list of {of}.")
-    if isinstance(values, Mapping) or not isinstance(values, Iterable):
-        raise ValueError(f"`{name}` is {reprlib.repr(values)}; give a list of {of}.")
-    return list(values)
+        raise ValueError(f"`{name}` is the string {shown(values)}; give a list of {of}.")
+    stream = as_stream(values)
+    if stream is None:
+        raise ValueError(f"`{name}` is {shown(values)}; give a list of {of}.")
+    return list(stream)
 
 
 def as_item_ids(values: Any, name: str) -> list[str]:
@@ -40,10 +43,48 @@ def as_item_ids(values: Any, name: str) -> list[str]:
     for item in item_ids:
         if not isinstance(item, str):
             raise ValueError(
-                f"`{name}` holds {reprlib.repr(item)} of type {type(item).__name__}; item ids are "
+                f"`{name}` holds {shown(item)} of type {type(item).__name__}; item ids are "
                 f"strings, such as {str(item)[:20]!r}."
             )
     return item_ids
+
+
+def as_histories(values: Any, name: str) -> list[list[str]]:
+    """Return an argument as a list of histories, each a list of item ids.
+
+    Args:
+        values: What was passed.
+        name: Name of the argument, for the message.
+
+    Raises:
+        ValueError: It is no list of them; one history is none.
+    """
+    histories, of = [], "histories, each a list of item ids"
+    for number, history in enumerate(as_list(values, name, of)):
+        if isinstance(history, str):
+            raise ValueError(f"`{name}` holds the string {shown(history)}; give a list of {of}.")
+        histories.append(as_item_ids(history, f"{name}[{number}]"))
+    return histories
+
+
+def as_integers(values: Any, name: str, of: str) -> list[int]:
+    """Return an argument as a list of integers.
+
+    Args:
+        values: What was passed.
+        name: Name of the argument, for the message.
+        of: What it should hold, for the message.
+
+    Raises:
+        ValueError: It is no list, or holds something else.
+    """
+    integers = []
+    for value in as_list(values, name, of):
+        try:
+            integers.append(operator.index(value))
+        except TypeError:
+            raise ValueError(f"`{name}` holds {shown(value)}; give a list of {of}.") from None
+    return integers
 
 
 def unordered(values: Any) -> Any:
@@ -65,14 +106,15 @@ def as_count(value: Any, name: str) -> int:
     Raises:
         ValueError: It is no integer, or smaller.
     """
+    truth = isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool
     try:
-        count = operator.index(None if isinstance(value, bool) else value)
+        count = operator.index(None if truth else value)
     except TypeError:
         raise ValueError(
-            f"`{name}` is {reprlib.repr(value)}; it must be an integer of at least 1."
+            f"`{name}` is {shown(value)}; it must be an integer of at least 1."
         ) from None
     if count < 1:
-        raise ValueError(f"`{name}` is {count}; it must be at least 1.")
+        raise ValueError(f"`{name}` is {shown(count)}; it must be at least 1.")
     return count
 
 
@@ -86,6 +128,10 @@ def as_flag(value: Any, name: str) -> bool:
     Raises:
         ValueError: It is neither true nor false.
     """
-    if isinstance(value, str | bytes) or value not in (True, False):
-        raise ValueError(f"`{name}` is {reprlib.repr(value)}; it must be True or False.")
+    try:
+        is_flag = not isinstance(value, str | bytes) and value in (True, False)
+    except (RuntimeError, TypeError, ValueError):  # an array of several, or what is missing
+        is_flag = False
+    if not is_flag:
+        raise ValueError(f"`{name}` is {shown(value)}; it must be True or False.")
     return bool(value)

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from .arguments_ttds import as_item_ids, as_list, unordered
 from .cooccurrence_ttds import TTDSCooccurrence
 from .entries_ttds import TTDSEntries
-from .records_ttds import as_text, item_records
+from .records_ttds import as_text, item_records, shown
 from .sid_ttds import unique_sids
 from .text_ttds import encode_by_encoder, encode_with_transformer, item_text, normalised
 from .tokenization_ttds import TTDSTable, TTDSTokenizer
@@ -26,7 +26,8 @@ from .trie_ttds import TTDSTrie
 LIKENESS = 0.05  # temperature of the likeness of texts that a new item is placed by
 SURENESS = 0.6  # how far its embedding is stretched, 1 is to unit length
 MOST_LIKES, MOST_PAIRS, CHUNK = 2**16, 2**27, 512  # known items looked at, products, at once
-CATALOGUE_FILE = "catalogue.jsonl"
+SHORTEST = 1e-12  # length below which `normalize` gives no unit vector
+CATALOGUE_FILE, TOKENIZER_FILE = "catalogue.jsonl", "tokenizer.json"
 FIELDS = ("item_id", "title", "brand", "categories")  # what the catalogue keeps of an item
 
 
@@ -39,8 +40,9 @@ class TTDSCatalogueMixin:
         return self._catalogue
 
     @catalogue.setter
-    def catalogue(self, entries: Iterable[dict[str, str]]) -> None:
-        entries = entries if isinstance(entries, TTDSEntries) else TTDSEntries(entries)
+    def catalogue(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        if not isinstance(entries, TTDSEntries):
+            entries = TTDSEntries(_kept_fields(item_records(entries, "catalogue")))
         if len(entries) != len(self.item_sids):
             raise ValueError(
                 f"`catalogue` has {len(entries)} entries for {len(self.item_sids)} items."
@@ -48,7 +50,7 @@ class TTDSCatalogueMixin:
         row_of = dict(zip(entries.item_ids(), range(len(entries)), strict=True))
         if len(row_of) < len(entries):
             twice = Counter(entries.item_ids()).most_common(1)[0][0]
-            raise ValueError(f"`catalogue` holds the item {twice!r} twice.")
+            raise ValueError(f"`catalogue` holds the item {shown(twice)} twice.")
         self._catalogue, self.row_of = entries, row_of
 
     def write_catalogue(self, folder: str | os.PathLike) -> None:
@@ -75,8 +77,19 @@ class TTDSCatalogueMixin:
     @property
     def tokenizer(self) -> TTDSTokenizer:
         """The tokenizer beside the model, loaded from its folder or repository on first need."""
+        if not self.has_tokenizer:
+            raise ValueError(
+                "`tokenizer` is missing, as none was beside the model; set `model.tokenizer`."
+            )
         if self._tokenizer is None:
-            self.tokenizer = TTDSTokenizer.from_pretrained(self.name_or_path, **self._origin)
+            origin, where = self._origin
+            file = Path(origin, where.get("subfolder", ""), TOKENIZER_FILE)
+            if file.is_absolute() and not file.is_file():
+                raise ValueError(
+                    f"`tokenizer` is missing, as {file} is gone; put it back, or set "
+                    "`model.tokenizer`."
+                )
+            self.tokenizer = TTDSTokenizer.from_pretrained(origin, **where)
         return self._tokenizer
 
     @tokenizer.setter
@@ -86,10 +99,7 @@ class TTDSCatalogueMixin:
     @property
     def has_tokenizer(self) -> bool:
         """Whether there is a tokenizer: one that was set, or one beside the loaded model."""
-        if self._tokenizer is not None or not self.name_or_path:
-            return self._tokenizer is not None
-        folder = Path(self.name_or_path, self._origin.get("subfolder", ""))
-        return not folder.is_dir() or (folder / "tokenizer.json").is_file()
+        return self._tokenizer is not None or self._origin is not None
 
     def share_sid_table(self) -> None:
         """Tell the tokenizer today's semantic IDs, for `encode_items` and `decode_items`."""
@@ -105,21 +115,23 @@ class TTDSCatalogueMixin:
             texts: Plain texts; an empty one gives a zero row.
 
         Raises:
-            ValueError: `texts` is one string, or holds what is no text.
+            ValueError: `texts` is one string, or holds what is no text, or the model's tokenizer is
+                needed and missing.
             OSError: The text encoder cannot be loaded.
         """
         texts = [
             as_text(text, "texts", f"Text {number}")
             for number, text in enumerate(as_list(texts, "texts", "texts"))
         ]
+        if not texts:
+            return self.item_text.new_zeros(0, self.config.item_tower.text_dim)
         if self.config.text_encoder not in ("tokens", "backbone"):
             texts = [normalised(text) for text in texts]
-            return encode_by_encoder(self.config.text_encoder, texts, device=self.device).to(
-                self.device
-            )
+            embeddings = encode_by_encoder(self.config.text_encoder, texts, device=self.device)
+            return embeddings.to(self.item_text)
         ids = [self.tokenizer.encode_words(text) for text in texts]
         if self.config.text_encoder == "tokens":
-            return self.token_table.encode(ids)
+            return self.token_table.encode(ids).to(self.item_text)
         with evaluating(self):
             embeddings = encode_with_transformer(
                 lambda ids, mask: (
@@ -131,9 +143,8 @@ class TTDSCatalogueMixin:
                 pad_token_id=self.tokenizer.pad_token_id,
                 device=self.device,
             )
-        return embeddings.to(self.device)
+        return embeddings.to(self.item_text)
 
-    @torch.no_grad()
     def add_items(
         self,
         items: Iterable[Mapping[str, Any]],
@@ -161,12 +172,13 @@ class TTDSCatalogueMixin:
             OSError: The text encoder cannot be loaded.
         """
         records = item_records(items)
-        with self.lock.one_writer:
+        # The tables outlive the call: they are to be plain ones, whatever mode the caller is in.
+        with self.lock.one_writer, torch.inference_mode(False), torch.no_grad():
             new = {}
             for number, record in enumerate(records):
                 if record["item_id"] in self.row_of or record["item_id"] in new:
                     raise ValueError(
-                        f"`item_id` {record['item_id']!r} of item {number} is there already."
+                        f"`item_id` {shown(record['item_id'])} of item {number} is there already."
                     )
                 new[record["item_id"]] = number
             collaborative = self._neighbours_embedding(new, histories)
@@ -174,11 +186,11 @@ class TTDSCatalogueMixin:
                 return
             text = self._text_of_new(records, text_embeddings)
             for number in (~(text.any(1) | collaborative.any(1))).nonzero().flatten().tolist():
+                name = shown(records[number]["item_id"])
                 warnings.warn(
-                    f"Item {number} ({records[number]['item_id']!r}) has no text that the model "
-                    "knows and no history: its semantic ID is arbitrary. Give it a title, "
-                    "`text_embeddings` or `histories`.",
-                    stacklevel=3,
+                    f"Item {number} ({name}) has no text that the model knows and no history: its "
+                    "semantic ID is arbitrary. Give it a title, `text_embeddings` or `histories`.",
+                    stacklevel=2,
                 )
             alone = ~collaborative.any(1)
             collaborative[alone] = self.collaborative_of_texts(text[alone])
@@ -190,14 +202,14 @@ class TTDSCatalogueMixin:
             }
             first = len(self.row_of)
             row_of = self.row_of | {item: first + number for item, number in new.items()}
-            entries = self.catalogue.extended([{n: r[n] for n in FIELDS} for r in records])
+            entries = self.catalogue.extended(_kept_fields(records))
             trie, moved = self.trie.extended(sids)
-            made = {"_trie": ([tables["item_sids"]], trie)}
+            made = {"_trie": self._kept([tables["item_sids"]], trie)}
             if "_node_table" in self.__dict__:
                 embeddings = tables["item_text"], tables["item_collaborative"]
                 table = self.node_table.extended(trie, moved, embeddings)
                 parts = [trie, *embeddings, self.vector_projection]
-                made["_node_table"] = (parts, table)
+                made["_node_table"] = self._kept(parts, table)
             known = torch.arange(first, device=self.device)
             rows = F.pad(known, (0, len(records)), value=-1)
             self._swap(
@@ -253,7 +265,7 @@ class TTDSCatalogueMixin:
 
     def _text_of_new(self, records: list[dict[str, str]], given: Any) -> Tensor:
         if given is None:
-            return self.embed_texts(item_text(record) for record in records).to(self.item_text)
+            return self.embed_texts(item_text(record) for record in records)
         expected = (len(records), self.config.item_tower.text_dim)
         try:
             text = torch.as_tensor(given if isinstance(given, Tensor) else np.asarray(given))
@@ -261,12 +273,28 @@ class TTDSCatalogueMixin:
             raise ValueError(
                 f"`text_embeddings` is no table of numbers ({error}); give one row per item."
             ) from None
-        if text.shape != expected or not text.isfinite().all():
+        if text.layout != torch.strided or text.is_complex():
+            raise ValueError(
+                f"`text_embeddings` is no table of real numbers but of {text.dtype} as "
+                f"{text.layout}; give one row per item."
+            )
+        if text.shape != expected:
             raise ValueError(
                 f"`text_embeddings` must be finite and of shape {expected}; they have the shape "
                 f"{tuple(text.shape)}."
             )
-        return F.normalize(text.to(self.item_text), dim=-1)
+        # As the table keeps them, where large numbers are infinite and the squares of small ones 0.
+        text = text.to(self.item_text)
+        lengths = text.norm(dim=1)
+        wrong = ~lengths.isfinite() | (text.any(1) & (lengths < SHORTEST))
+        if wrong.any():
+            number = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"`text_embeddings` must be finite and have lengths that {text.dtype} holds; item "
+                f"{number} ({shown(records[number]['item_id'])}) has the length "
+                f"{lengths[number]:.3g}: scale it to length 1."
+            )
+        return F.normalize(text, dim=-1)
 
     def _neighbours_embedding(
         self, new: dict[str, int], histories: Iterable[Sequence[str]]
@@ -276,7 +304,7 @@ class TTDSCatalogueMixin:
             history = as_item_ids(history, f"histories[{number}]")
             unknown = [item for item in history if item not in self.row_of and item not in new]
             if unknown:
-                raise ValueError(f"History {number} holds the unknown item {unknown[0]!r}.")
+                raise ValueError(f"History {number} holds the unknown item {shown(unknown[0])}.")
             beside = self.item_collaborative[[self.row_of[i] for i in history if i in self.row_of]]
             for item in set(history) & new.keys():
                 sums[new[item]] += beside.sum(0)
@@ -293,7 +321,7 @@ class TTDSCatalogueMixin:
         Raises:
             ValueError: `item_ids` is no list of strings, an item is unknown, or none would be left.
         """
-        with self.lock.one_writer:
+        with self.lock.one_writer, torch.inference_mode(False), torch.no_grad():
             gone = set(self.item_rows(unordered(item_ids), "item_ids"))
             keep = torch.ones(len(self.item_sids), dtype=torch.bool, device=self.device)
             keep[list(gone)] = False
@@ -306,7 +334,8 @@ class TTDSCatalogueMixin:
             entries = self.catalogue.without(gone)
             row_of = {item: row for row, item in enumerate(entries.item_ids())}
             rows = keep.nonzero()[:, 0]
-            made = {"_trie": ([tables["item_sids"]], TTDSTrie.build(tables["item_sids"]))}
+            trie = TTDSTrie.build(tables["item_sids"])
+            made = {"_trie": self._kept([tables["item_sids"]], trie)}
             self._swap(tables, entries, row_of, rows, lambda memory: memory.keep(keep), made)
 
     def _swap(
@@ -316,30 +345,36 @@ class TTDSCatalogueMixin:
         row_of: dict[str, int],
         rows: Tensor,
         change: Callable[[TTDSCooccurrence], None],
-        made: dict[str, tuple[list[Any], Any]],
+        made: dict[str, tuple[Sequence[Any], list[int], Any]],
     ) -> None:
         # What was there is replaced and never written into: who holds it keeps a state that is
         # whole, and so does a model that shares it. `rows` says which row an item had before,
-        # `made` holds what is made of the new tables, and of which parts.
-        tokenizer = self.tokenizer if self.has_tokenizer else None
+        # `made` holds what is made of the new tables, as `_kept` gives it. All that may fail comes
+        # before the first part is replaced.
         parts: dict[str, Any] = dict(tables)
+        sizes: dict[str, Any] = {"num_items": len(entries)}
         if self.config.has_cooccurrence:
             memory = parts["cooccurrence"] = copy.copy(self.cooccurrence)
             memory._buffers = dict(memory._buffers)
             change(memory)
+            sizes["cooccurrence_pairs"] = len(memory.others)
         if self.config.pair_dim:
             pairs = parts["node_pairs"] = copy.deepcopy(self.node_pairs)
-            pairs.follow(rows, self.trie, made["_trie"][1])
+            trie = made["_trie"][-1]
+            pairs.follow(rows, self.trie, trie)
+            sizes["pair_nodes"] = trie.num_nodes()
+        tokenizer = self.tokenizer if self.has_tokenizer else None
+        table = TTDSTable(list(row_of), tables["item_sids"].clone())
         with self.lock.swapping():
             for name, part in parts.items():
                 setattr(self, name, part)
-            for name, (of, value) in made.items():
-                self._hold(name, of, value)
-            if self.config.has_cooccurrence:
-                self.config.cooccurrence_pairs = len(self.cooccurrence.others)
-            if self.config.pair_dim:
-                self.config.pair_nodes = self._num_nodes()
+            self.__dict__ |= made
+            for name, size in sizes.items():
+                setattr(self.config, name, size)
             self._catalogue, self.row_of = entries, row_of
-            self.config.num_items = len(entries)
             if tokenizer is not None:
-                self.share_sid_table()
+                tokenizer.table = table
+
+
+def _kept_fields(records: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{name: record[name] for name in FIELDS} for record in records]

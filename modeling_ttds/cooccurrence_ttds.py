@@ -144,7 +144,8 @@ class TTDSNeighbours:
             decays: Per statistic, the weight of an item per step into the past.
             newest: How many of the newest items count; None for all.
         """
-        weights = torch.tensor(decays, device=self.keys.device).pow(self.steps_back[:, None])
+        decays = torch.tensor(decays, dtype=torch.float32, device=self.keys.device)
+        weights = decays.pow(self.steps_back[:, None])
         if newest is not None:
             weights = weights * (self.steps_back < newest)[:, None]
         sums = self.values.new_zeros(len(self.keys), len(STATISTICS))

@@ -167,15 +167,14 @@ class TTDSEntitiesMixin:
                     "the model is exported or compiled."
                 )
             return made
-        now = [part._version if isinstance(part, Tensor) else 0 for part in parts]
-        if versions != now or any(a is not b for a, b in zip(held, parts, strict=True)):
+        same = versions == _versions(parts)
+        if not same or any(a is not b for a, b in zip(held, parts, strict=True)):
             made = make()
-            self._hold(name, parts, made)
+            self.__dict__[name] = self._kept(parts, made)
         return made
 
-    def _hold(self, name: str, parts: Sequence[Any], made: Any) -> None:
-        versions = [part._version if isinstance(part, Tensor) else 0 for part in parts]
-        self.__dict__[name] = parts, versions, made
+    def _kept(self, parts: Sequence[Any], made: Any) -> tuple[Sequence[Any], list[int], Any]:
+        return parts, _versions(parts), made
 
     @property
     def node_table(self) -> TTDSNodeTable:
@@ -201,13 +200,10 @@ class TTDSEntitiesMixin:
     def make_node_pairs(self) -> None:
         """Give the nodes of today's trie vectors that know of no pair yet, if the model has any."""
         if self.config.pair_dim:
-            self.config.pair_nodes = self._num_nodes()
+            self.config.pair_nodes = self.trie.num_nodes()
             pairs = TTDSNodePairs(self.config).to(self.device)
             pairs.reset()
             self.node_pairs = pairs
-
-    def _num_nodes(self) -> list[int]:
-        return [len(codes) for codes in self.trie.codes[1:]]
 
     def item_vectors(self, items: Tensor) -> Tensor:
         """Return the vectors of items, (..., vector_dim).
@@ -465,6 +461,13 @@ class TTDSEntitiesMixin:
         first = self.config.sid_token_start + level * tower.num_codes
         tokens = first + self.trie.codes[level + 1][children]
         return logits.scatter_add(-1, tokens, added.to(logits.dtype))
+
+
+def _versions(parts: Sequence[Any]) -> list[int]:
+    """Return how often each part was written into; 0 for what does not count it."""
+    # A tensor made in `torch.inference_mode` counts nothing.
+    counting = [isinstance(part, Tensor) and not part.is_inference() for part in parts]
+    return [part._version if counts else 0 for part, counts in zip(parts, counting, strict=True)]
 
 
 def _bits(vectors: Tensor) -> Tensor:

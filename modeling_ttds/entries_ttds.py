@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from json.decoder import scanstring
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,16 +93,18 @@ class TTDSLabels:
     """
 
     def __init__(self, entries: TTDSEntries):
-        self.entries, self.table = entries, torch.full((len(entries), 2), UNREAD, dtype=torch.int)
+        # No tensor: one that was made in `torch.inference_mode` could be written into there only.
+        self.entries, self.table = entries, np.full((len(entries), 2), UNREAD, dtype=np.int32)
         self.numbers = {}  # of values, by what they were first seen at
 
     def __getitem__(self, items: Tensor) -> Tensor:
-        rows = items.cpu()
-        unread = rows[self.table[rows, 0] == UNREAD].unique()
+        rows = items.cpu().numpy()
+        labels = self.table[rows]
+        unread = np.unique(rows[labels[..., 0] == UNREAD])
         if len(unread):
-            numbers = [self._numbers(row) for row in unread.tolist()]
-            self.table[unread] = torch.tensor(numbers, dtype=torch.int)
-        return self.table[rows].to(items.device)
+            self.table[unread] = [self._numbers(row) for row in unread.tolist()]
+            labels = self.table[rows]
+        return torch.from_numpy(labels).to(items.device)
 
     def _numbers(self, row: int) -> list[int]:
         entry, numbers = self.entries[row], []

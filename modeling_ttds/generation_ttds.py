@@ -17,9 +17,11 @@ from transformers import (
 )
 
 from .configuration_ttds import KINDS
+from .lock_ttds import reading
 from .nodes_ttds import TTDSNodeTable
 from .prefix_ttds import TTDSPrefix, child_log_probs, columns, states_behind, visible_ids
 from .priors_ttds import TTDSPriors
+from .records_ttds import shown
 from .trie_ttds import TTDSCandidates, TTDSTrie
 
 
@@ -77,7 +79,7 @@ def search(
     # prompt, and at which of them the beams and the other items are.
     nodes, places, states = torch.zeros_like(row), torch.zeros_like(row), prefix.state[:, 0]
     beams, at = row if num_beams else row[:0], every[:, None].expand_as(also)
-    scores = torch.zeros(len(beams), device=row.device)
+    scores = torch.zeros(len(beams), dtype=torch.float32, device=row.device)
     own, others = scores[:, None][:, :0], []
     for depth in range(trie.num_levels):
         beam_at = torch.full_like(nodes, -1)
@@ -314,6 +316,7 @@ class TTDSItemEnd(StoppingCriteria):
 class TTDSGenerationMixin(GenerationMixin):
     """`generate`, which answers a next-item prompt by an item of the catalogue."""
 
+    @reading
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -335,13 +338,19 @@ class TTDSGenerationMixin(GenerationMixin):
             **kwargs: As of `GenerationMixin.generate`.
 
         Raises:
-            ValueError: No item may appear after a prompt, an item is unknown, or there are items
-                `allowed` and no next-item prompt.
+            ValueError: No item may appear after a prompt, an item is unknown, there are items
+                `allowed` and no next-item prompt, or the ids are no tensor of two dimensions.
         """
-        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        name, ids = "inputs", inputs
+        if inputs is None:
+            name, ids = "input_ids", kwargs.get("input_ids")
+        if ids is not None and not (isinstance(ids, Tensor) and ids.ndim == 2):
+            raise ValueError(
+                f"`{name}` is {shown(ids)}; give a tensor of token ids of shape (batch, length)."
+            )
         mask = self.allowed_mask(allowed)
         prompts = None
-        if ids is not None and ids.ndim == 2 and ids.shape[1]:
+        if ids is not None and ids.shape[1]:
             prompts = self.next_item_prompts(ids, kwargs.get("attention_mask"))
         if prompts is None or not prompts.any():
             if mask is not None:
@@ -350,28 +359,27 @@ class TTDSGenerationMixin(GenerationMixin):
                     "`config.prompt_ids`."
                 )
             return super().generate(inputs, *args, **kwargs)
-        with self.lock.reading():
-            trie, tower = self.trie, self.config.item_tower
-            seen = self.context(visible_ids(ids, kwargs.get("attention_mask"))).items
-            if not self.config.exclude_seen:
-                seen = torch.full_like(seen, -1)
-            constraint = TTDSConstraint(
-                trie,
-                ids.shape[1],
-                self.config.sid_token_start,
-                tower.num_codes,
-                TTDSCandidates(trie, mask, seen),
-                prompts,
-            )
-            end = TTDSItemEnd(prompts, ids.shape[1] + tower.num_levels)
-            added = {
-                "logits_processor": LogitsProcessorList([constraint]),
-                "stopping_criteria": StoppingCriteriaList([end]),
-            }
-            bound = signature(super().generate).bind(inputs, *args, **kwargs)
-            for name, ours in added.items():
-                bound.arguments[name] = type(ours)([*(bound.arguments.get(name) or []), *ours])
-            return super().generate(*bound.args, **bound.kwargs)
+        trie, tower = self.trie, self.config.item_tower
+        seen = self.context(visible_ids(ids, kwargs.get("attention_mask"))).items
+        if not self.config.exclude_seen:
+            seen = torch.full_like(seen, -1)
+        constraint = TTDSConstraint(
+            trie,
+            ids.shape[1],
+            self.config.sid_token_start,
+            tower.num_codes,
+            TTDSCandidates(trie, mask, seen),
+            prompts,
+        )
+        end = TTDSItemEnd(prompts, ids.shape[1] + tower.num_levels)
+        added = {
+            "logits_processor": LogitsProcessorList([constraint]),
+            "stopping_criteria": StoppingCriteriaList([end]),
+        }
+        bound = signature(super().generate).bind(inputs, *args, **kwargs)
+        for name, ours in added.items():
+            bound.arguments[name] = type(ours)([*(bound.arguments.get(name) or []), *ours])
+        return super().generate(*bound.args, **bound.kwargs)
 
     def next_item_prompts(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return which prompts ask for the next item in the words of `config.prompt_ids`, (batch,).

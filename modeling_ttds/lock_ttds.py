@@ -42,10 +42,10 @@ class TTDSLock:
     @contextmanager
     def swapping(self) -> Iterator[None]:
         """Wait until nobody reads and keep readers out; only who holds `one_writer` may."""
-        with self._changed:
-            self._swapping = True
-            self._changed.wait_for(lambda: self._readers == 0)
         try:
+            with self._changed:
+                self._swapping = True
+                self._changed.wait_for(lambda: self._readers == 0)
             yield
         finally:
             with self._changed:

@@ -149,7 +149,8 @@ class TTDSForCausalLM(
             self.prior_head = TTDSPriorHead(tower.num_levels)
         if config.has_reranker:
             self.reranker = TTDSReranker(len(FEATURES))
-        self._catalogue, self.row_of, self._tokenizer, self._origin = TTDSEntries([]), {}, None, {}
+        self._catalogue, self.row_of = TTDSEntries([]), {}
+        self._tokenizer = self._origin = None
         self._rooms = {
             name: TTDSRoom() for name in ("item_sids", "item_text", "item_collaborative")
         }

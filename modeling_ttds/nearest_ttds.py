@@ -88,7 +88,7 @@ def _down_the_trie(
         if not last:
             kept = torch.arange(order.shape[1], device=order.device).expand_as(order) < NODES
         kept = torch.zeros_like(kept).scatter(1, order, kept)[users, column]
-        mass = (near + allowed.log()).masked_fill(kept, -torch.inf)
+        mass = (near + allowed.float().log()).masked_fill(kept, -torch.inf)
         padded = padded.fill_(-torch.inf)
         padded[users, column] = mass
         rest = torch.logaddexp(rest, padded.logsumexp(1))

@@ -63,7 +63,7 @@ class TTDSNodeTable:
         table = cls([None], [None], [], [None], embeddings, projection)
         for depth, first in enumerate(trie.first_item):
             counts = first.diff()
-            table.log_counts.append(counts.log().to(torch.float32))
+            table.log_counts.append(counts.float().log())
             if depth:
                 table._add_depth(trie, depth)
         return table
@@ -96,7 +96,7 @@ class TTDSNodeTable:
         new = torch.arange(num_old, len(embeddings[0]), device=trie.order.device)
         for depth, first in enumerate(trie.first_item):
             counts = first.diff()
-            table.log_counts.append(counts.log().to(torch.float32))
+            table.log_counts.append(counts.float().log())
             if depth == 0:
                 continue
             moved, touched = numbers[depth], trie.node_of(new, depth).unique()
@@ -468,7 +468,7 @@ def history_profiles(embeddings: tuple[Tensor, Tensor], items: Tensor, segments:
     length = items.shape[1]
     seen = torch.arange(1 + length, device=items.device)
     back = seen[:, None] - 1 - seen[None, :-1]  # (1 + length, length)
-    decays = torch.tensor(PROFILE_DECAYS, device=items.device)[:, None, None]
+    decays = torch.tensor(PROFILE_DECAYS, dtype=torch.float32, device=items.device)[:, None, None]
     weights = (decays ** back.clamp_min(0)) * (back >= 0)  # (num_profiles, 1 + length, length)
     weights = weights * (items >= 0)[:, None, None]
     if length:

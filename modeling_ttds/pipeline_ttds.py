@@ -9,7 +9,9 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .arguments_ttds import as_count, as_item_ids, as_list
+from .arguments_ttds import as_count, as_histories, as_item_ids, as_stream, unordered
+from .recommendation_ttds import query_texts
+from .records_ttds import shown
 
 TASK = "sequential-recommendation"
 FORM = '{"history": [item ids]}, newest last'
@@ -53,21 +55,19 @@ class TTDSPipeline(Pipeline):
                 or there is not one entry of an option per request.
         """
         size = as_count(self._batch_size if batch_size is None else batch_size, "batch_size")
-        columns = {
-            name: as_list(options.pop(name), name, "entries, one per request")
-            for name in PER_REQUEST
-            if options.get(name) is not None
-        }
+        options = self._forward_params | self._sanitize_parameters(**options)[1]
+        columns = {name: options.pop(name, None) for name in PER_REQUEST}
+        columns = {name: values for name, values in columns.items() if values is not None}
+        if "user_histories" in columns:
+            unknown = options.get("unknown", "error")
+            self.model.history_rows(columns["user_histories"], unknown, "user_histories")
         one = isinstance(requests, Mapping)
         if one:
             requests = [requests]
-        elif isinstance(requests, str | bytes):
-            raise ValueError(f"A request is {requests!r}; it must be {FORM}.")
-        try:
-            stream = iter(requests)
-        except TypeError:
-            raise ValueError(f"A request is {requests!r}; it must be {FORM}.") from None
-        lists = self._lists(stream, size, columns, self._forward_params | options)
+        stream = as_stream(requests)
+        if stream is None:
+            raise ValueError(f"A request is {shown(requests)}; it must be {FORM}.")
+        lists = self._lists(stream, size, columns, options)
         if one:
             (only,) = lists
             return only
@@ -88,14 +88,30 @@ class TTDSPipeline(Pipeline):
                     )
                 for request, value in zip(batch, values[first:last], strict=True):
                     request[name] = value
+            histories = [request["history"] for request in batch]
+            with self.model.lock.reading():
+                # An unknown item is named by its request's number in the call, which is known here.
+                self.model.history_rows(histories, options.get("unknown", "error"), first=first)
+                lists = self.forward(batch, **options)
             first = last
-            yield from map(self.postprocess, self.forward(batch, **options))
+            yield from map(self.postprocess, lists)
         for name, values in columns.items():
             if len(values) > first:
                 raise ValueError(f"`{name}` has {len(values)} entries for {first} requests.")
 
     def _sanitize_parameters(self, **options):
-        return {}, options, {}
+        # Every batch and every call needs them whole, and what is a stream ends with the first.
+        checks = {
+            "allowed": lambda given: as_item_ids(unordered(given), "allowed"),
+            "user_histories": lambda given: as_histories(given, "user_histories"),
+            "queries": query_texts,
+        }
+        whole = {
+            name: check(options[name])
+            for name, check in checks.items()
+            if options.get(name) is not None
+        }
+        return {}, options | whole, {}
 
     def preprocess(self, request: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
         """Return one request as a dict of its own, after a check.
@@ -106,19 +122,17 @@ class TTDSPipeline(Pipeline):
         Raises:
             ValueError: It is something else; the message says what.
         """
-        if isinstance(request, list | tuple):
-            request = {"history": request}
-        history = request.get("history") if isinstance(request, Mapping) else None
-        if isinstance(history, str | bytes | Mapping) or not isinstance(history, Iterable):
-            raise ValueError(f"A request is {request!r}; it must be {FORM}.")
-        if unknown := request.keys() - {"history", "top_k"}:
+        named = request if isinstance(request, Mapping) else {"history": request}
+        if as_stream(named.get("history")) is None:
+            raise ValueError(f"A request is {shown(request)}; it must be {FORM}.")
+        if unknown := [key for key in named if key not in ("history", "top_k")]:
             raise ValueError(
-                f"A request has the key {min(unknown)!r}; it takes `history` and `top_k`. Pass "
+                f"A request has the key {shown(unknown[0])}; it takes `history` and `top_k`. Pass "
                 "what holds for all requests as an argument of the call."
             )
-        checked = {"history": as_item_ids(history, "history")}
-        if request.get("top_k") is not None:  # a table has the column for every row
-            checked["top_k"] = as_count(request["top_k"], "top_k")
+        checked = {"history": as_item_ids(named["history"], "history")}
+        if named.get("top_k") is not None:  # a table has the column for every row
+            checked["top_k"] = as_count(named["top_k"], "top_k")
         return checked
 
     def _forward(

@@ -127,7 +127,7 @@ def child_log_probs(
     """
     first, count = trie.ranges(nodes, depth)
     owner, children = spread(first, count)
-    log_probs = torch.zeros(len(owner), device=nodes.device)
+    log_probs = torch.zeros(len(owner), dtype=torch.float32, device=nodes.device)
     parents = (count > 1).nonzero()[:, 0]
     if not len(parents):
         return owner, children, log_probs, log_probs

@@ -111,7 +111,7 @@ class TTDSNodeStatistics:
             eras.append(means[:, 0])
             new.append(means[:, 1])
             if depth == 0:
-                log_shares.append(torch.zeros(1, 2, device=first.device))
+                log_shares.append(torch.zeros(1, 2, dtype=torch.float32, device=first.device))
             else:
                 parents = torch.repeat_interleave(trie.first_child[depth - 1].diff())
                 log_shares.append((sums[:, :2] / above[parents]).log().float())
@@ -216,7 +216,7 @@ class TTDSPriors:
         columns = [
             log_probs.clamp_min(-30)[:, None],
             (mass / parent[owner]).clamp_min(1e-12).log(),
-            (sizes / total[owner]).log()[:, None],
+            (sizes.float() / total[owner]).log()[:, None],
             self.statistics.log_shares[level + 1][children],
             torch.stack([era, gap, gap.abs(), self.statistics.new[level + 1][children]], -1),
             self.length[users][owner][:, None],

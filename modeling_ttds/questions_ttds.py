@@ -71,6 +71,8 @@ class TTDSQuestionsMixin:
         rows = [[row] for row in self.item_rows(item_ids, "item_ids")]
         top_k = as_count(top_k, "top_k")
         mask = self.allowed_mask(allowed)
+        if not rows:
+            return []
         prompts = [self._prompt("bought_together", items=[row]) for row in rows]
         candidates = TTDSCandidates(self.trie, mask, pad_rows(rows, None, self.device))
         with evaluating(self):
@@ -277,7 +279,7 @@ class TTDSQuestionsMixin:
         """Say what language model, co-occurrence memory and texts hold of items after a history.
 
         Args:
-            history: Item ids, newest last; may be empty.
+            history: Item ids, newest last; may be empty, and the newest `max_history` count.
             items: Ids of the items in question, recommended or not.
 
         Raises:
@@ -287,6 +289,8 @@ class TTDSQuestionsMixin:
         past, rows = self.item_rows(history, "history"), self.item_rows(items, "items")
         if not rows:
             return []
+        newest = slice(-self.config.max_history, None)
+        history, past = history[newest], past[newest]
         wanted = torch.tensor([rows], device=self.device)
         with evaluating(self):
             prompts = self.history_prompts([past], [past])

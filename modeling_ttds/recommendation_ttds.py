@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .arguments_ttds import as_count, as_flag, as_item_ids, as_list, unordered
+from .arguments_ttds import as_count, as_flag, as_histories, as_item_ids, as_list, unordered
 from .configuration_ttds import placeholder_ids
 from .generation_ttds import TTDSPrefix, search
 from .lock_ttds import reading
 from .nearest_ttds import nearest_texts
 from .priors_ttds import TTDSNodeStatistics, TTDSPriors
-from .records_ttds import as_text
+from .records_ttds import as_text, shown
 from .reranker_ttds import TEXT_TEMPERATURE, TTDSRecall, generated_scores
 from .text_ttds import query_words
 from .towers_ttds import evaluating
@@ -80,11 +80,6 @@ class TTDSRecommendationMixin:
         Raises:
             ValueError: An argument is out of range or an item unknown; the message says which.
         """
-        if not self.catalogue:
-            raise ValueError(
-                "The model has no catalogue, so it has nothing to recommend; load a model with its "
-                "`catalogue.jsonl`, or set `catalogue`."
-            )
         rows = self.history_rows(histories, unknown)
         user_rows = None
         if user_histories is not None:
@@ -95,18 +90,11 @@ class TTDSRecommendationMixin:
             )
         mask = self.allowed_mask(allowed)
         if queries is not None:
-            queries = as_list(queries, "queries", f"one text per history, {len(rows)} in all")
+            queries = query_texts(queries)
             if len(queries) != len(rows):
                 raise ValueError(
                     f"`queries` has {len(queries)} entries for {len(rows)} `histories`."
                 )
-            queries = [as_text(q, "queries", f"Query {number}") for number, q in enumerate(queries)]
-            for number, query in enumerate(queries):
-                if not query_words(query):
-                    raise ValueError(
-                        f"Query {number} is {query!r}, which holds no word; pass words, or leave "
-                        "`queries` out."
-                    )
         if top_k is None:
             top_k = min(10, len(self.item_sids))
         lists = self.recommend_rows(
@@ -161,14 +149,18 @@ class TTDSRecommendationMixin:
         for item in as_item_ids(item_ids, name):
             if item not in self.row_of:
                 raise ValueError(
-                    f"`{name}` holds the unknown item {item!r}; the catalogue of "
+                    f"`{name}` holds the unknown item {shown(item)}; the catalogue of "
                     f"{len(self.row_of)} items has none of that id."
                 )
             rows.append(self.row_of[item])
         return rows
 
     def history_rows(
-        self, histories: Sequence[Sequence[str]], unknown: str, name: str = "histories"
+        self,
+        histories: Sequence[Sequence[str]],
+        unknown: str,
+        name: str = "histories",
+        first: int = 0,
     ) -> list[list[int]]:
         """Translate the item ids of histories to rows.
 
@@ -176,24 +168,27 @@ class TTDSRecommendationMixin:
             histories: Item ids per user.
             unknown: `"error"` or `"skip"`.
             name: Name of the argument that holds them, for the message.
+            first: Number of the first of them, for the message.
 
         Raises:
-            ValueError: An item is unknown, or `histories` is one history instead of several.
+            ValueError: An item is unknown, `histories` is one history instead of several, or the
+                model has no catalogue.
         """
-        if unknown not in ("error", "skip"):
-            raise ValueError(f"`unknown` is {unknown!r}; it must be 'error' or 'skip'.")
+        if not self.catalogue:
+            raise ValueError(
+                "The model has no catalogue, so it has nothing to recommend; load a model with its "
+                "`catalogue.jsonl`, or set `catalogue`."
+            )
+        if not isinstance(unknown, str) or unknown not in ("error", "skip"):
+            raise ValueError(f"`unknown` is {shown(unknown)}; it must be 'error' or 'skip'.")
         rows = []
-        of = "histories, each a list of item ids"
-        for number, history in enumerate(as_list(histories, name, of)):
-            if isinstance(history, str):
-                raise ValueError(f"`{name}` holds the string {history!r}; give a list of {of}.")
-            history = as_item_ids(history, f"{name}[{number}]")
+        for number, history in enumerate(as_histories(histories, name), first):
             known = [self.row_of.get(item, -1) for item in history]
             if unknown == "error" and -1 in known:
                 which = "History" if name == "histories" else f"`{name}`: history"
                 raise ValueError(
-                    f"{which} {number} holds the unknown item {history[known.index(-1)]!r}; add it "
-                    'by `add_items`, or pass `unknown="skip"` to drop it.'
+                    f"{which} {number} holds the unknown item {shown(history[known.index(-1)])}; "
+                    'add it by `add_items`, or pass `unknown="skip"` to drop it.'
                 )
             rows.append([row for row in known if row >= 0])
         return rows
@@ -232,7 +227,8 @@ class TTDSRecommendationMixin:
         top_k, batch_size = as_count(top_k, "top_k"), as_count(batch_size, "batch_size")
         if top_k > num_items:
             raise ValueError(
-                f"`top_k` is {top_k}; it must be from 1 to the {num_items} items of the catalogue."
+                f"`top_k` is {shown(top_k)}; it must be from 1 to the {num_items} items of the "
+                "catalogue."
             )
         if exclude_seen is None:
             exclude_seen = self.config.exclude_seen
@@ -247,24 +243,24 @@ class TTDSRecommendationMixin:
         with evaluating(self):
             for first in range(0, len(order), batch_size):
                 users = order[first : first + batch_size]
-                shown = [histories[u] for u in users]
-                behind = shown if user_histories is None else [user_histories[u] for u in users]
+                past = [histories[u] for u in users]
+                behind = past if user_histories is None else [user_histories[u] for u in users]
                 if queries is None:
-                    prompts = self.history_prompts(shown, behind)
+                    prompts = self.history_prompts(past, behind)
                 else:
-                    prompts = self.query_prompts([queries[u] for u in users], shown, behind)
-                excluded = pad_rows(shown if exclude_seen else [[]] * len(shown), None, self.device)
+                    prompts = self.query_prompts([queries[u] for u in users], past, behind)
+                excluded = pad_rows(past if exclude_seen else [[]] * len(past), None, self.device)
                 candidates = TTDSCandidates(self.trie, allowed, excluded)
                 priors = None
                 if memory and queries is None:
-                    priors = self.priors(shown, excluded)
+                    priors = self.priors(past, excluded)
                 prefix, number = TTDSPrefix(self, *prompts), max(self.num_candidates, top_k)
                 if queries is not None:
                     asked = [queries[u] for u in users]
                     items, scores = self._by_text(asked, prefix, candidates, num_beams, number)
                 elif rerank and self.config.has_reranker:
                     items, features, _ = self.reranker_features(
-                        shown, prefix, candidates, num_beams, priors, number
+                        past, prefix, candidates, num_beams, priors, number
                     )
                     items, scores = best_first(items, self.reranker(features))
                 else:
@@ -411,6 +407,26 @@ class TTDSRecommendationMixin:
                     prompt.append(token)
             prompts.append(prompt)
         return pad_prompts(prompts, self.device)
+
+
+def query_texts(queries: Sequence[str]) -> list[str]:
+    """Return queries as texts, after a check.
+
+    Args:
+        queries: What users are looking for, in words.
+
+    Raises:
+        ValueError: There is something else than texts, or one without a word.
+    """
+    queries = as_list(queries, "queries", "texts, one per history")
+    texts = [as_text(query, "queries", f"Query {number}") for number, query in enumerate(queries)]
+    for number, text in enumerate(texts):
+        if not query_words(text):
+            raise ValueError(
+                f"Query {number} is {shown(text)}, which holds no word; pass words, or leave "
+                "`queries` out."
+            )
+    return texts
 
 
 def _with_beams(proposed: Tensor, beams: Tensor) -> Tensor:

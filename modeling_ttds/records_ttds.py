@@ -2,9 +2,10 @@
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +27,25 @@ def is_missing(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a value as messages show it, cut where it is long.
+    """Return a value as messages show it, cut where it is long, on one line.
 
     Args:
         value: What stands in a field.
     """
-    return reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+    text = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+    return text.replace("\n", " ")
+
+
+def as_stream(values: Any) -> Iterator | None:
+    """Return what goes through several values, or None where there is one: a text, a mapping.
+
+    Args:
+        values: What was passed.
+    """
+    try:
+        return None if isinstance(values, str | bytes | Mapping) else iter(values)
+    except TypeError:  # an array of no dimension is no list, whatever its class can do
+        return None
 
 
 def as_id(value: object, field: str, where: str) -> str:
@@ -105,12 +119,15 @@ def _is_whole(value: Real | Decimal) -> bool:
     return abs(value) < EXACT and value == int(value)
 
 
-def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
+def item_records(
+    items: Iterable[Mapping[str, object]], name: str = "items"
+) -> list[dict[str, str]]:
     """Return items as records of strings: `item_id` and the fields of `TEXT_FIELDS`.
 
     Args:
         items: Records, or a table of them: a pandas DataFrame or a `datasets.Dataset`. Fields of
             other names are left out.
+        name: Name of the argument, for the message.
 
     Raises:
         ValueError: There is something else than records, or a field holds what it cannot; the
@@ -118,10 +135,11 @@ def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
     """
     if hasattr(items, "to_dict") and hasattr(items, "columns"):
         items = items.to_dict("records")
-    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
-        raise ValueError(f"`items` is {shown(items)}; give a list of records.")
+    stream = as_stream(items)
+    if stream is None:
+        raise ValueError(f"`{name}` is {shown(items)}; give a list of records.")
     records = []
-    for number, item in enumerate(items):
+    for number, item in enumerate(stream):
         where = f"Item {number}"
         if not isinstance(item, Mapping):
             raise ValueError(
@@ -131,7 +149,7 @@ def item_records(items: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
         if is_missing(item.get("item_id")):
             raise ValueError(f"{where} has no `item_id`; give each a string.")
         record = {"item_id": as_id(item["item_id"], "item_id", where)}
-        named = f"{where} ({record['item_id']!r})"
-        record |= {name: as_text(item.get(name), name, named) for name in TEXT_FIELDS}
+        named = f"{where} ({shown(record['item_id'])})"
+        record |= {field: as_text(item.get(field), field, named) for field in TEXT_FIELDS}
         records.append(record)
     return records

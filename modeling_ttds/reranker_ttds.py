@@ -209,7 +209,7 @@ class TTDSRecall:
         era_step = (era[items] - era[last][:, None]) * some
         labels = self.labels[items]
         same = (labels == self.labels[last][:, None]) & (labels >= 0)
-        zero = torch.zeros(items.shape, device=items.device)
+        zero = torch.zeros(items.shape, dtype=torch.float32, device=items.device)
         lm = zero if log_probs is None else log_probs[..., -1]
         generated = zero if generated is None else generated
         names = (

@@ -1,11 +1,12 @@
 """Saving and loading: one folder holds all that a model is, of one moment."""
 
 import os
+from pathlib import Path
 
 import torch
 from transformers.utils import cached_file, extract_commit_hash
 
-from .catalogue_ttds import CATALOGUE_FILE
+from .catalogue_ttds import CATALOGUE_FILE, TOKENIZER_FILE
 
 
 class TTDSSavingMixin:
@@ -23,11 +24,17 @@ class TTDSSavingMixin:
             save_directory: The folder.
             is_main_process: Whether this process writes; the others only take part.
             **kwargs: As of `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: The tokenizer that was beside the model is gone.
         """
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        writes = is_main_process and rank == 0
         with self.lock.reading():
+            if writes and self.has_tokenizer:
+                self.tokenizer  # noqa: B018, where it is gone, nothing is written
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-            if is_main_process and rank == 0:
+            if writes:
                 self._save_beside(save_directory)
 
     def _save_beside(self, folder: str | os.PathLike) -> None:
@@ -63,6 +70,11 @@ class TTDSSavingMixin:
             "token",
         )
         hub = {name: kwargs[name] for name in where if kwargs.get(name) is not None}
+        origin, beside = pretrained_model_name_or_path, True
+        if os.path.isdir(origin):
+            # By its whole path: the process may stand elsewhere when the tokenizer is asked for.
+            origin = os.path.abspath(origin)
+            beside = Path(origin, hub.get("subfolder", ""), TOKENIZER_FILE).is_file()
         file = cached_file(
             pretrained_model_name_or_path,
             CATALOGUE_FILE,
@@ -74,7 +86,7 @@ class TTDSSavingMixin:
             hub["revision"] = kwargs["revision"] = commit
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._origin = hub
+        model._origin = (origin, hub) if beside else None
         for buffer in model.buffers():
             # An empty one is read as a view of its neighbour in the file, which `torch.save` takes
             # for one tensor of two types.

@@ -81,7 +81,7 @@ class TTDSTokenTable(TTDSFloat32):
         for row, ids in enumerate(token_ids):
             if ids:
                 tokens, counts = torch.tensor(ids, device=table.device).unique(return_counts=True)
-                embeddings[row] = (1 + counts.log()) @ table[tokens]
+                embeddings[row] = (1 + counts.float().log()) @ table[tokens]
         return F.normalize(embeddings, dim=-1)
 
 

@@ -11,8 +11,9 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from .arguments_ttds import as_item_ids, as_list
+from .arguments_ttds import as_integers, as_item_ids, as_list
 from .configuration_ttds import KINDS, placeholder_ids, sid_token
+from .records_ttds import shown
 from .text_ttds import normalised
 
 INDEX_FILE = "sid_table.json"
@@ -236,11 +237,22 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             sids: Semantic ID of each item, one code per level.
 
         Raises:
-            ValueError: There is not one semantic ID per item.
+            ValueError: There is not one semantic ID per item, or a code is none of its level's.
         """
-        self.table = TTDSTable(
-            as_item_ids(item_ids, "item_ids"), sids if isinstance(sids, Tensor) else list(sids)
-        )
+        item_ids = as_item_ids(item_ids, "item_ids")
+        sids = sids.tolist() if isinstance(sids, Tensor) else sids
+        sids = [
+            as_integers(codes, f"sids[{number}]", "codes")
+            for number, codes in enumerate(as_list(sids, "sids", "semantic IDs"))
+        ]
+        table = TTDSTable(item_ids, sids)
+        for number, codes in enumerate(sids):
+            if len(codes) != self.num_levels or not all(0 <= c < self.num_codes for c in codes):
+                raise ValueError(
+                    f"`sids[{number}]` is {shown(codes)}; give {self.num_levels} codes from 0 to "
+                    f"{self.num_codes - 1}."
+                )
+        self.table = table
 
     def encode_items(self, item_ids: Iterable[str]) -> list[int]:
         """Return the SID token ids of items, one after the other.
@@ -255,7 +267,7 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         for item in as_item_ids(item_ids, "item_ids"):
             if item not in codes:
                 raise ValueError(
-                    f"Item {item!r} is not in the SID table of {len(codes)} items; "
+                    f"Item {shown(item)} is not in the SID table of {len(codes)} items; "
                     "add it to the model, or set the table by `set_sid_table`."
                 )
             for level, code in enumerate(codes[item]):
@@ -269,11 +281,13 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
             ids: SID token ids, `num_levels` per item; other ids are passed over.
 
         Raises:
-            ValueError: `ids` is a string, or the SID tokens are out of order or name no item.
+            ValueError: `ids` is no list of integers, or the SID tokens are out of order or name no
+                item.
         """
         item_of = self.table.items
         block = self.num_levels * self.num_codes
-        offsets = [i - self.sid_token_start for i in map(int, as_list(ids, "ids", "SID token ids"))]
+        ids = as_integers(ids, "ids", "SID token ids, a row of what `generate` returns at a time")
+        offsets = [i - self.sid_token_start for i in ids]
         offsets = [offset for offset in offsets if 0 <= offset < block]
         items = []
         for first in range(0, len(offsets), self.num_levels):

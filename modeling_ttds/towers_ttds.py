@@ -8,8 +8,9 @@ An all-zero embedding means that the modality is absent.
 """
 
 import math
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,22 +24,37 @@ from .precision_ttds import TTDSFloat32
 MODALITIES = ("text", "collaborative")
 
 
+# Modules that are in training mode but for those who ask them now, and how many do; whoever looks
+# at modes holds the lock.
+_asking: dict[nn.Module, int] = {}
+_modes = threading.Lock()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode for a while.
 
+    Several threads may: what was in training mode is so again when the last of them is done.
+
     Args:
-        model: The model; its mode comes back afterwards.
+        model: The model, or a part of it; each module's mode comes back afterwards.
     """
-    if not any(module.training for module in model.modules()):
-        yield  # the usual case, and setting the mode of every module takes milliseconds
-        return
-    was_training = model.training
-    model.eval()
+    modes = nullcontext() if torch.compiler.is_compiling() else _modes  # no lock can be traced
+    with modes:
+        # None in the usual case: setting the mode of every module takes milliseconds.
+        modules = [part for part in model.modules() if part.training or part in _asking]
+        for part in modules:
+            _asking[part] = _asking.get(part, 0) + 1
+            part.training = False
     try:
         yield
     finally:
-        model.train(was_training)
+        with modes:
+            for part in modules:
+                _asking[part] -= 1
+                if not _asking[part]:
+                    del _asking[part]
+                    part.training = True
 
 
 @dataclass
@@ -296,7 +312,7 @@ def profile(table: Tensor, histories: Tensor, decay: float) -> Tensor:
     """
     real = histories >= 0
     steps_back = real.flip(1).cumsum(1).flip(1) - 1
-    weights = decay**steps_back * real
+    weights = decay ** steps_back.float() * real
     mean = torch.einsum("bh,bhd->bd", weights.to(table.dtype), table[histories.clamp_min(0)])
     return F.normalize(mean, dim=-1)
 

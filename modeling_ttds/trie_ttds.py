@@ -147,6 +147,10 @@ class TTDSTrie:
         """Depth of the leaves."""
         return len(self.first_child)
 
+    def num_nodes(self) -> list[int]:
+        """Return how many nodes each depth below the root has."""
+        return [len(codes) for codes in self.codes[1:]]
+
     def num_bytes(self) -> int:
         """Memory of all tensors."""
         parts = [self.order, self.position, *self.first_item, *self.first_child, *self.codes]

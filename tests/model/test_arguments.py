@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from modeling_ttds.pipeline_ttds import TTDSPipeline
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
 from recipes.index.vocabulary import train_vocabulary
 from tests.model.test_generation import make_model
@@ -51,7 +52,9 @@ def asked():
     return model
 
 
-@pytest.mark.parametrize("value", ["12", b"12", 12, None, {"12": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["12", b"12", 12, None, {"12": 1}, np.array(12), torch.tensor(12)], ids=repr
+)
 @pytest.mark.parametrize("where", LISTS)
 def test_what_is_no_list_is_refused_by_name(asked, where, value):
     name, call = LISTS[where]
@@ -124,7 +127,11 @@ def test_any_list_of_strings_will_do(asked, make):
     assert asked.recommend([HISTORY], top_k=3, allowed={"i3", "i4", "7"}) == expected
 
 
-@pytest.mark.parametrize("value", [3.0, "3", None, [3], 0, -1, True], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [3.0, "3", None, [3], 0, -1, True, np.bool_(True), torch.tensor(True), torch.tensor(3.0)],
+    ids=repr,
+)
 @pytest.mark.parametrize("name", ["top_k", "batch_size", "num_beams"])
 def test_a_count_is_an_integer_of_at_least_one(asked, name, value):
     if value is None and name != "batch_size":
@@ -133,7 +140,12 @@ def test_a_count_is_an_integer_of_at_least_one(asked, name, value):
         asked.recommend([HISTORY], **{name: value})
 
 
-@pytest.mark.parametrize("value", ["no", "false", b"", 2, [], None, 0.5], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    ["no", "false", b"", 2, [], None, 0.5, np.array([]), np.array([True, False]),
+     torch.tensor([True, False]), pd.NA, pd.Series([True, False])],
+    ids=repr,
+)  # fmt: skip
 @pytest.mark.parametrize("name", ["rerank", "memory", "exclude_seen"])
 def test_a_flag_is_true_or_false(asked, name, value):
     if value is None and name == "exclude_seen":
@@ -148,6 +160,53 @@ def test_flags_of_numpy_and_numbers_are_flags(asked, name):
         expected = asked.recommend([HISTORY], **{name: said})
         for value in (np.bool_(said), int(said)):
             assert asked.recommend([HISTORY], **{name: value}) == expected
+
+
+@pytest.mark.parametrize("value", ["both", None, True, np.array(["skip", "error"])], ids=repr)
+def test_what_to_do_with_unknown_items_is_one_of_two_words(asked, value):
+    with pytest.raises(ValueError, match="^`unknown` is .*; it must be 'error' or 'skip'"):
+        asked.recommend([HISTORY], unknown=value)
+
+
+LONG = "x" * 5000
+REFUSED = {
+    "unknown item": lambda m: m.recommend([[LONG]]),
+    "unknown item of `user_histories`": lambda m: m.recommend([[]], user_histories=[[LONG]]),
+    "unknown item allowed": lambda m: m.recommend([[]], allowed=[LONG]),
+    "one history": lambda m: m.recommend([LONG]),
+    "unknown": lambda m: m.recommend([[]], unknown=LONG),
+    "query": lambda m: m.recommend([[]], queries=["?" * 5000]),
+    "count": lambda m: m.recommend([[]], top_k=10**4000),
+    "negative count": lambda m: m.recommend([[]], top_k=-(10**4000)),
+    "item to explain": lambda m: m.explain([], [LONG]),
+    "similar item": lambda m: m.similar_items([LONG]),
+    "item to remove": lambda m: m.remove_items([LONG]),
+    "item twice": lambda m: m.add_items([{"item_id": LONG}, {"item_id": LONG}]),
+    "title": lambda m: m.add_items([{"item_id": LONG, "title": {LONG: LONG}}]),
+    "history of a new item": lambda m: m.add_items([], histories=[[LONG]]),
+    "embedding of a new item": lambda m: m.add_items([{"item_id": LONG}], [[np.nan] * 6]),
+    "item of the table": lambda m: m.tokenizer.encode_items([LONG]),
+    "id of a token": lambda m: m.tokenizer.decode_items([LONG]),
+    "request": lambda m: TTDSPipeline(m)(LONG),
+    "key of a request": lambda m: TTDSPipeline(m)({"history": [], LONG: 1}),
+    "ids": lambda m: m.generate([[1] * 5000]),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_long_value_is_shortened(asked, what):
+    before = len(asked.catalogue)
+    with pytest.raises(ValueError) as refused:
+        REFUSED[what](asked)
+    assert len(str(refused.value)) < 400 and len(asked.catalogue) == before
+
+
+def test_a_long_id_is_shortened_in_what_is_said_of_a_catalogue_or_a_bare_item(asked):
+    with pytest.raises(ValueError, match=r"holds the item 'x+\.\.\.x+' twice"):
+        asked.catalogue = [{"item_id": LONG}] * 60
+    with pytest.warns(UserWarning, match=r"^Item 0 \('x+\.\.\.x+'\) has no text"):
+        asked.add_items([{"item_id": LONG}], [[0.0] * 6])
+    asked.remove_items([LONG])
 
 
 def test_counts_of_numpy_are_integers(asked):

@@ -101,3 +101,14 @@ def test_only_allowed_items_and_never_none():
         model.generate(input_ids=ids, allowed=["zz"], **OPTIONS)
     with pytest.raises(ValueError, match="no prompt asks for the next item"):
         model.generate(input_ids=torch.tensor([[7, 8]]), allowed=["i7"], **OPTIONS)
+
+
+@pytest.mark.parametrize("ids", [[[7, 8]], [7, 8], torch.tensor([7, 8]), torch.tensor(7), "7"])
+def test_ids_are_a_tensor_of_two_dimensions(ids):
+    model = make_model()
+    for name, call in (
+        ("inputs", lambda: model.generate(ids, **OPTIONS)),
+        ("input_ids", lambda: model.generate(input_ids=ids, **OPTIONS)),
+    ):
+        with pytest.raises(ValueError, match=f"^`{name}` is .*; give a tensor of token ids of sh"):
+            call()

@@ -176,6 +176,11 @@ def test_only_the_newest_of_a_long_history_is_read():
     options = {"top_k": 5, "exclude_seen": False}
     assert model.recommend([long], **options) == model.recommend([long[-4:]], **options)
     assert len(model.recommend([long], top_k=10)[0]) == 10, "fifty seen items are left out"
+    model.item_text[7] = model.item_text[11] = 1.0  # alike
+    past = ["i7", "i1", "i2", "i3", "i4"]
+    (why,), (newer,) = (model.explain(history, ["i11"]) for history in (past, past[1:]))
+    assert why == newer and why.resembles != "i7"
+    assert model.explain(past[:4], ["i11"])[0].resembles == "i7"
 
 
 @torch.no_grad()

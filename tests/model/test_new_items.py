@@ -118,7 +118,8 @@ def test_text_embeddings_come_in_any_form_and_length(model, form):
 @pytest.mark.parametrize(
     "given",
     [np.zeros((2, 3)), np.zeros((1, 24)), [[1.0] * 24, [np.nan] * 24], [[1.0] * 24, [1.0]],
-     [["a"] * 24] * 2, "text", [None, None], np.full((2, 24), np.inf), np.zeros((2, 24), object)],
+     [["a"] * 24] * 2, "text", [None, None], np.full((2, 24), np.inf), np.zeros((2, 24), object),
+     np.ones((2, 24), complex), torch.ones(2, 24).to_sparse()],
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_embedding_is_refused_by_name(built, given):
@@ -126,6 +127,22 @@ def test_what_is_no_embedding_is_refused_by_name(built, given):
     with pytest.raises(ValueError, match="^`text_embeddings` (must be finite|is no table)"):
         built.add_items([{"item_id": "7"}, {"item_id": "8"}], text_embeddings=given)
     assert len(built.catalogue) == len(built.item_sids) == before
+
+
+@pytest.mark.parametrize("size", [1e39, 3e38, 1e-30, -1e39, np.nan])
+def test_an_embedding_without_a_length_is_named_with_its_item(built, size):
+    before, given = len(built.catalogue), np.ones((2, 24))
+    given[1] = size
+    with pytest.raises(ValueError, match=r"^`text_embeddings` must be finite .* item 1 \('8'\)"):
+        built.add_items([{"item_id": "7"}, {"item_id": "8"}], text_embeddings=given)
+    assert len(built.catalogue) == len(built.item_sids) == before
+
+
+@pytest.mark.parametrize("size", [1e18, 1e-10, 1, 0])
+def test_an_embedding_of_any_length_is_a_unit_row_or_none(model, size):
+    model.add_items([{"item_id": "7"}], [[size] * 24], [[model.catalogue[3]["item_id"], "7"]])
+    torch.testing.assert_close(model.item_text[-1].norm(), torch.tensor(float(size > 0)))
+    assert all(best.score == best.score for best in model.recommend([["7"]])[0])
 
 
 def assert_same_trie(found, expected):

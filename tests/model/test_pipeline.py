@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -92,7 +94,13 @@ def test_any_iterable_of_requests(recommend, asked, requests, kind, batch_size):
 def test_histories_alone_are_requests(recommend, requests):
     expected = recommend([{"history": request["history"]} for request in requests])
     histories = [request["history"] for request in requests]
-    for given in (histories, KeyDataset(rows(requests), "history"), rows(requests)["history"]):
+    arrays = [np.array(history, dtype=object) for history in histories]
+    series, streams = [pd.Series(history, dtype=object) for history in histories], map(iter, arrays)
+    named = [{"history": iter(history)} for history in histories]
+    for given in (
+        histories, KeyDataset(rows(requests), "history"), rows(requests)["history"],
+        arrays, series, list(streams), named,
+    ):  # fmt: skip
         assert items(recommend(given)) == items(expected)
 
 
@@ -122,6 +130,59 @@ def test_lists_of_options_are_split_by_batch(recommend, asked, requests, count):
     assert items([one]) == items(found[:1])
 
 
+def test_streams_of_options_are_whole_for_every_batch_and_call(asked, requests):
+    names = [entry["item_id"] for entry in asked.catalogue]
+    allowed, count = names[30:50], len(requests)
+    behind, words = [names[n : n + 2] for n in range(count)], ["kettle", "board"] * 7
+    for whole in ({"allowed": allowed, "user_histories": behind}, {"queries": words[:count]}):
+        expected = items(pipeline(TASK, model=asked)(requests, batch_size=count, **whole))
+        assert all(expected)
+        streams = {name: iter(values) for name, values in whole.items()}
+        if "allowed" in whole:
+            streams["user_histories"] = (iter(history) for history in behind)
+        found = pipeline(TASK, model=asked)(requests, batch_size=2, **streams)
+        assert items(found) == expected
+        streams = {name: iter(values) for name, values in whole.items()}
+        made = pipeline(TASK, model=asked, batch_size=2, **streams)
+        assert items(made(requests)) == items(made(requests)) == expected
+    made = pipeline(TASK, model=asked, allowed=set(allowed))
+    assert made(requests[:1], allowed=None) == pipeline(TASK, model=asked)(requests[:1])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"allowed": "x"}, "^`allowed` is the string 'x'; give a list"),
+     ({"allowed": iter([7])}, "^`allowed` holds 7 of type int"),
+     ({"user_histories": iter(["x"])}, "^`user_histories` holds the string 'x'; give a list"),
+     ({"queries": iter([{}])}, "^Query 0: `queries` is {}"),
+     ({"queries": iter(["?"])}, r"^Query 0 is '\?', which holds no word")],
+)  # fmt: skip
+def test_options_are_checked_as_those_of_recommend(asked, recommend, option, message):
+    with pytest.raises(ValueError, match=message):
+        recommend([{"history": []}], **option)
+    (name, given), *_ = option.items()
+    with pytest.raises(ValueError, match=f"^`{name}` is 7; give a list"):
+        pipeline(TASK, model=asked, **{name: 7})
+
+
+@pytest.mark.parametrize("given", [list, iter])
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_what_is_wrong_is_numbered_by_its_request(recommend, requests, given, batch_size):
+    many = [dict(request, top_k=2 + n % 2) for n, request in enumerate(requests)]
+    for number in (0, 2, 7):
+        asked = [dict(request) for request in many]
+        asked[number]["history"] = ["?"]
+        with pytest.raises(ValueError, match=f"^History {number} holds the unknown item '\\?'"):
+            list(recommend(given(asked), batch_size=batch_size))
+        assert list(recommend(given(asked), batch_size=batch_size, unknown="skip"))
+        behind = [[]] * number + [["?"]] + [[]] * (12 - number)
+        with pytest.raises(ValueError, match=f"^`user_histories`: history {number} holds the unk"):
+            list(recommend(given(many), batch_size=batch_size, user_histories=behind))
+        words = ["kettle"] * number + ["?"] + ["kettle"] * (12 - number)
+        with pytest.raises(ValueError, match=f"^Query {number} is '\\?', which holds no word"):
+            list(recommend(given(many), batch_size=batch_size, queries=words))
+
+
 @pytest.mark.parametrize("given", [list, iter])
 @pytest.mark.parametrize("name", ["queries", "user_histories"])
 def test_there_is_one_entry_of_an_option_per_request(recommend, requests, name, given):
@@ -140,6 +201,8 @@ def test_there_is_one_entry_of_an_option_per_request(recommend, requests, name, 
      ({"history": "x"}, "it must be {"), ({"history": None}, "it must be {"), ({}, "it must be {"),
      ({"history": [7]}, "`history` holds 7 of type int; item ids are strings"),
      ({"history": ["?"]}, "unknown item '?'"), ({"history": [], "topk": 1}, "the key 'topk'"),
+     ({"history": [], 7: 1, "b": 1}, "the key 7"), (np.array(["x", "y"]), "A request is 'x'"),
+     ({"history": np.array("x")}, "it must be {"), ([{"x"}], "`history` is a set, which has no"),
      ({"history": [], "top_k": 0}, "`top_k` is 0"),
      ({"history": [], "top_k": 3.0}, "`top_k` is 3.0"),
      ({"history": [], "top_k": 73}, "`top_k` is 73; it must be from 1 to the 72 items")],

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,6 +181,76 @@ def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path):
     assert again.catalogue == [e for e in model.catalogue if e["item_id"] != "i4"]
     again.save_pretrained(tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_the_tokenizer_is_that_of_the_folder_wherever_the_process_stands(
+    model, tmp_path, monkeypatch
+):
+    model.save_pretrained(tmp_path / "here" / "shop")
+    model.tokenizer.set_sid_table([], [])
+    model.tokenizer.save_pretrained(tmp_path / "there" / "shop")  # a stranger of the same name
+    monkeypatch.chdir(tmp_path / "here")
+    loaded = [TTDSForCausalLM.from_pretrained(name) for name in ("shop", "./shop", Path("shop"))]
+    names = [entry["item_id"] for entry in model.catalogue]
+    for folder in ("..", "there"):
+        monkeypatch.chdir(tmp_path / folder)
+        for other in map(copy.deepcopy, loaded):
+            assert list(other.tokenizer.sid_table) == names
+            other.add_items([{"item_id": "new", "title": "Walnut kettle"}])
+            other.save_pretrained(tmp_path / "saved")
+    assert loaded[0].name_or_path == "shop"
+    for file in (tmp_path / "saved").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+
+
+def test_a_missing_tokenizer_is_named_and_nothing_is_changed_or_saved(model, tmp_path):
+    model.save_pretrained(tmp_path / "m")
+    gone = TTDSForCausalLM.from_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    never = TTDSForCausalLM.from_pretrained(tmp_path / "m")
+    new, old = [{"item_id": "new", "title": "Walnut kettle"}], model.catalogue[0]["item_id"]
+    for other, why in ((gone, r"tokenizer\.json is gone; put it"), (never, "none was beside")):
+        refusals = [
+            lambda m: m.tokenizer,
+            lambda m: m.embed_texts([""]),
+            lambda m: m.add_items(new),
+        ]
+        if other is gone:
+            refusals += [
+                lambda m: m.remove_items([old]),
+                lambda m: m.save_pretrained(tmp_path / "no"),
+            ]
+        for refused in refusals:
+            with pytest.raises(ValueError, match=f"^`tokenizer` is missing, as .*{why}"):
+                refused(other)
+            assert other.catalogue == model.catalogue and len(other.item_sids) == len(other.row_of)
+            assert other.item_sids.equal(model.item_sids) and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [(None, "^`catalogue` is None; give a list of records"), ("text", "^`catalogue` is 'text'"),
+     ({"item_id": "a"}, "^`catalogue` is {'item_id': 'a'}; give a list"),
+     (["a"] * 60, "^Item 0 is 'a'; give a record"),
+     ([{"title": "a"}] * 60, "^Item 0 has no `item_id`"),
+     ([{"item_id": " "}] * 60, "^Item 0: `item_id` is empty"),
+     ([{"item_id": "a", "title": {}}] * 60, r"^Item 0 \('a'\): `title` is {}"),
+     ([{"item_id": "a"}], "^`catalogue` has 1 entries for 60 items")],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_catalogue_is_refused(entries, message):
+    model = make_model()
+    before = model.catalogue
+    with pytest.raises(ValueError, match=message):
+        model.catalogue = entries
+    assert model.catalogue is before and model.row_of["i3"] == 3
+
+
+def test_a_catalogue_is_read_as_the_records_of_new_items_are():
+    model = make_model()
+    model.catalogue = ({"item_id": row, "title": None, "brand": ["a", 7]} for row in range(60))
+    assert model.catalogue[3] == {"item_id": "3", "title": "", "brand": "a, 7", "categories": ""}
+    assert all(best.title == "" for best in model.recommend([["3"]], allowed=["4", "5"])[0])
 
 
 def test_items_twice_in_a_catalogue_are_refused():

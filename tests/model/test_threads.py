@@ -1,5 +1,6 @@
 """Threads that recommend while others add and remove items see one state of the catalogue."""
 
+import _thread
 import sys
 import threading
 import time
@@ -7,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from modeling_ttds.lock_ttds import TTDSLock
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.reranker_ttds import FEATURES, TTDSReranker
 from recipes.ranking.cooccurrence import build_cooccurrence
+from tests.model.test_generation import CODES, LEVELS, START, make_model
 
 
 @pytest.fixture
@@ -125,6 +128,79 @@ def test_a_writer_waits_for_readers_and_new_readers_for_it():
         thread.join(10)
         assert not thread.is_alive()
     assert order == ["long reader", "writer", "late reader"]
+
+
+def test_a_writer_that_is_interrupted_while_it_waits_lets_readers_in():
+    lock, done = TTDSLock(), threading.Event()
+
+    def read_long():
+        with lock.reading():
+            time.sleep(0.1)
+            _thread.interrupt_main()
+            done.wait(5)
+
+    reader = threading.Thread(target=read_long)
+    reader.start()
+    time.sleep(0.02)
+    with pytest.raises(KeyboardInterrupt), lock.swapping():
+        raise AssertionError("a reader is there")
+    late = threading.Thread(target=lambda: lock.reading().__enter__(), daemon=True)
+    late.start()
+    late.join(5)
+    assert not late.is_alive(), "nobody is changing anything"
+    done.set()
+    reader.join(5)
+
+
+@pytest.mark.parametrize("words", [[5, 3, 6, 2], None], ids=["next item", "free text"])
+def test_a_catalogue_that_changes_waits_for_what_is_generated(words):
+    model = make_model()
+    model.config.prompt_ids = words
+    rows = model.history_rows([["i1", "i2"]], "error")
+    ids = model.bind(
+        torch.tensor([[7, 8]]) if words is None else model.history_prompts(rows, rows)[0]
+    )
+    allowed = None if words is None else ["i7", "i50"]
+    options = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 3, "allowed": allowed}
+    expected = model.generate(ids, **options)
+    begun, writer = threading.Event(), None
+
+    class Slow(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            begun.set()
+            writer.join(0.1)
+            assert writer.is_alive() and len(model.row_of) == 60, "it waits"
+            return scores
+
+    writer = threading.Thread(target=lambda: begun.wait(5) and model.remove_items(["i0", "i3"]))
+    writer.start()
+    made = model.generate(ids, logits_processor=LogitsProcessorList([Slow()]), **options)
+    writer.join(5)
+    assert torch.equal(made, expected) and len(model.row_of) == 58
+
+
+def test_allowed_items_are_those_of_one_state():
+    model = make_model()
+    rows = model.history_rows([["i1", "i2"]], "error")
+    ids = model.bind(model.history_prompts(rows, rows)[0])
+    wanted, stop = set(map(tuple, model.item_sids[-2:].tolist())), threading.Event()
+
+    def change():
+        while not stop.is_set():
+            gone = [e for e in model.catalogue if e["item_id"] not in ("i58", "i59")][:10]
+            model.remove_items([entry["item_id"] for entry in gone])
+            model.add_items(gone, text_embeddings=torch.ones(10, 6))
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    try:
+        for _ in range(60):
+            made = model.generate(ids, allowed=["i58", "i59"], do_sample=False, pad_token_id=0)
+            codes = made[0, -LEVELS:] - START - torch.arange(LEVELS) * CODES
+            assert tuple(codes.tolist()) in wanted
+    finally:
+        stop.set()
+        writer.join(10)
 
 
 def test_an_error_lets_go_of_the_lock(joined):

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -94,6 +96,32 @@ def test_items_by_name(extended):
         extended.decode_items([ids[0], ids[3]])
     with pytest.raises(ValueError, match="names no item"):
         extended.decode_items([ids[1], ids[0]])
+
+
+def test_what_is_no_list_of_token_ids_is_refused(extended):
+    extended.set_sid_table(["a", "b"], torch.tensor([[1, 2], [3, 0]]))
+    ids = extended.encode_items(["b", "a"])
+    for given in (ids, torch.tensor(ids), np.array(ids), iter(ids)):
+        assert extended.decode_items(given) == ["b", "a"]
+    for given in (torch.tensor([ids, ids]), [ids], [None], ["ab"], [3.5], np.array([3.0])):
+        with pytest.raises(ValueError, match="^`ids` holds .*; give a list of SID token ids"):
+            extended.decode_items(given)
+
+
+@pytest.mark.parametrize(
+    ("sids", "message"),
+    [([[1]], r"^`sids\[0\]` is \[1\]; give 2 codes from 0 to 3"),
+     ([[1, 4]], r"^`sids\[0\]` is \[1, 4\]; give 2 codes"), ([[-1, 0]], r"^`sids\[0\]` is \[-1"),
+     (torch.tensor([[1, 2, 3]]), r"^`sids\[0\]` is \[1, 2, 3\]; give 2 codes"),
+     ([["a", 1]], r"^`sids\[0\]` holds 'a'; give a list of codes"),
+     (torch.tensor([[1.0, 2.0]]), r"^`sids\[0\]` holds 1.0; give a list of codes"),
+     ([None], r"^`sids\[0\]` is None; give a list"), (None, "^`sids` is None; give a list of sem"),
+     ([[1, 2], [1, 3]], "^There are 1 item ids for 2 semantic IDs")],
+)  # fmt: skip
+def test_what_is_no_semantic_id_is_refused(extended, sids, message):
+    with pytest.raises(ValueError, match=message):
+        extended.set_sid_table(["a"], sids)
+    assert extended.sid_table == {}
 
 
 def test_save_and_load_keep_every_id(extended, tmp_path):

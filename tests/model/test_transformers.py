@@ -125,6 +125,21 @@ def test_the_model_is_traced_without_a_break(llama):
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_users_are_bound_without_a_break_whatever_the_mode_of_their_tower(llama):
+    llama.attach_users(torch.tensor([[1, 2, 3, 4], [-1, 5, 6, 7]]))
+    llama.prepare_tracing()
+    ids = torch.tensor([[5, *placeholder_ids("user", 1, 3), 6, *placeholder_ids("item", 3, 3), 2]])
+    expected = llama.bind(ids)
+    for training in (False, True):
+        torch._dynamo.reset()
+        llama.refreshed_tower.train(training)
+        assert torch.equal(
+            torch.compile(llama.bind, fullgraph=True, backend="eager")(ids), expected
+        )
+        assert all(part.training == training for part in llama.refreshed_tower.modules())
+
+
 def test_what_has_run_once_is_traced_and_an_old_catalogue_is_not(llama):
     compiled = torch.compile(llama, fullgraph=True, backend="eager")
     expected = llama(input_ids=IDS).logits
