@@ -35,6 +35,7 @@ from transformers import LlamaConfig, LogitsProcessorList
 
 from benchmarks.result import write_result
 from modeling_ttds.configuration_ttds import TTDSConfig
+from modeling_ttds.entries_ttds import TTDSEntries
 from modeling_ttds.generation_ttds import (
     TTDSCandidates,
     TTDSConstraint,
@@ -85,7 +86,7 @@ def make_recommender(num_items: int) -> TTDSForCausalLM:
     for head in (model.prior_head, model.reranker):
         for parameter in head.parameters():
             parameter.normal_(std=0.1)
-    model.catalogue = (
+    model.catalogue = TTDSEntries(
         json.dumps(entry(f"item-{row}", row), ensure_ascii=False) for row in range(num_items)
     )
     return model

@@ -11,6 +11,8 @@ import numpy as np
 
 TEXT_FIELDS = ("title", "brand", "categories", "description", "price")
 EXACT = 2**53  # floats beyond it do not tell neighbouring integers apart
+SHORT = reprlib.Repr()
+SHORT.maxstring = 80  # letters of a text in a message: ids are shown whole
 
 
 def is_missing(value: object) -> bool:
@@ -32,7 +34,7 @@ def shown(value: object) -> str:
     Args:
         value: What stands in a field.
     """
-    text = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+    text = SHORT.repr(value.item() if isinstance(value, np.generic) else value)
     return text.replace("\n", " ")
 
 

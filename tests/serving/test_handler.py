@@ -77,6 +77,7 @@ wrong = [
     ({"inputs": {"history": ["?"]}}, "unknown item '?'"),
     ({"inputs": [{"history": []}, {"history": ["?"]}]}, "`inputs` 1: `history` holds the unknown"),
     ({"inputs": {"history": [], "user_history": ["?"]}}, "`user_history` holds the unknown item"),
+    ({"inputs": {"history": ["x" * 10000]}}, "`history` holds the unknown item 'xxx"),
     ({"inputs": {"history": [], "query": "..."}}, "`query` is '...', which holds no word"),
     ({"inputs": {"history": []}, "parameters": []}, "`parameters` is []"),
     ({"inputs": {"history": [], "topk": 1}}, "`topk` is no field"),

@@ -168,6 +168,7 @@ WRONG = [
     ("/recommend", b'{"history": ["\xff"]}', "The body is no JSON that can be read"),
     ("/recommend", "[" * 100_000, "The body is no JSON that can be read"),
     ("/recommend", HISTORY % '[], "user_history": ["nobody"]', "`user_history` holds the unknown"),
+    ("/recommend", HISTORY % json.dumps(["x" * 1_000_000]), "`history` holds the unknown item"),
     ("/recommend", HISTORY % '[], "query": "..."', "`query` is '...', which holds no word"),
     ("/recommend", "{}", "`history`"),
     ("/recommend", HISTORY % '"a"', "`history`"),
