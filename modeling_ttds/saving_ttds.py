@@ -70,8 +70,9 @@ class TTDSSavingMixin:
             "token",
         )
         hub = {name: kwargs[name] for name in where if kwargs.get(name) is not None}
-        origin, beside = pretrained_model_name_or_path, True
-        if os.path.isdir(origin):
+        origin = pretrained_model_name_or_path
+        beside = origin is not None  # where configuration and weights are given, there is none
+        if beside and os.path.isdir(origin):
             # By its whole path: the process may stand elsewhere when the tokenizer is asked for.
             origin = os.path.abspath(origin)
             beside = Path(origin, hub.get("subfolder", ""), TOKENIZER_FILE).is_file()

@@ -183,6 +183,16 @@ def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path):
     assert not (tmp_path / "tokenizer.json").exists()
 
 
+def test_weights_in_hand_make_a_model_that_lacks_a_tokenizer(model):
+    again = TTDSForCausalLM.from_pretrained(
+        None, config=copy.deepcopy(model.config), state_dict=model.state_dict()
+    )
+    assert torch.equal(again.item_sids, model.item_sids) and not again.has_tokenizer
+    again.catalogue = list(model.catalogue)
+    history = [model.catalogue[0]["item_id"]]
+    assert again.recommend([history], top_k=3) == model.recommend([history], top_k=3)
+
+
 def test_the_tokenizer_is_that_of_the_folder_wherever_the_process_stands(
     model, tmp_path, monkeypatch
 ):
