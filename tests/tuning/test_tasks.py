@@ -327,5 +327,5 @@ def test_questions_without_tuning_are_refused(built):
         built.recommend([[item]], queries=["kettle"])
     with pytest.raises(ValueError, match="not tuned for the question 'next_user'"):
         built.next_users(item, [[item]])
-    with pytest.raises(ValueError, match="one text per history, 1 in all"):
+    with pytest.raises(ValueError, match="give a list of texts, one per history"):
         built.recommend([[item]], queries="kettle")
