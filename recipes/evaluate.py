@@ -114,14 +114,13 @@ def main() -> None:
         "split": name,
         "measured_with": {"num_beams": num_beams, "exclude_seen": split.exclude_seen},
     }
-    content = {"dataset": arguments.dataset_name or GENERATED_DATA}
+    content, today = {"dataset": arguments.dataset_name or GENERATED_DATA}, model_sha256(folder)
     theirs = {"split": known.get("options", {}).get("split", "leave_one_out")} | known
     if all(theirs.get(name, value) == value for name, value in found.items()):
         content = known  # what was measured before stays true
-        measured = known.get("model_sha256")
-        if measured not in (None, model_sha256(folder)):  # but for an earlier state of the model
+        if known.get("model_sha256", today) != today:  # but for an earlier state of the model
             content = {n: part for n, part in known.items() if n not in ("validation", "test")}
-    content |= found | {"model_sha256": model_sha256(folder)}
+    content |= found | {"model_sha256": today}
     lists_file = "run.jsonl" if which == "test" else "run-validation.jsonl"
     report.write_run(report.lists_folder(output) / lists_file, split, which, lists)
     report.write_json(file, content | {which: content.get(which, {}) | rows})

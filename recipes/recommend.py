@@ -100,15 +100,15 @@ def main() -> None:
     exclude_seen = model.config.exclude_seen
     if arguments.exclude_seen is not None:
         exclude_seen = arguments.exclude_seen
-    request = {
-        "model": arguments.model,
-        "model_sha256": model_sha256(model_folder(arguments.model)),
-        "data_sha256": data.sha256,
-        "top_k": top_k,
-        "exclude_seen": exclude_seen,
-        "shard_size": arguments.shard_size,
-    }
-    if state.is_main_process:
+    if state.is_main_process:  # it reads the weights once more
+        request = {
+            "model": arguments.model,
+            "model_sha256": model_sha256(model_folder(arguments.model)),
+            "data_sha256": data.sha256,
+            "top_k": top_k,
+            "exclude_seen": exclude_seen,
+            "shard_size": arguments.shard_size,
+        }
         check_request(arguments.output, request)
     state.wait_for_everyone()
 

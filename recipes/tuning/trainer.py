@@ -175,11 +175,8 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     Args:
         output_dir: Folder of a run.
     """
-    steps = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        if is_checkpoint(folder):
-            steps[folder] = int(folder.name.split("-")[1])
-    for folder in sorted(steps, key=steps.get, reverse=True):
+    folders = filter(is_checkpoint, Path(output_dir).glob("checkpoint-*"))
+    for folder in sorted(folders, key=lambda f: int(f.name.split("-")[1]), reverse=True):
         try:
             sizes = json.loads((folder / SEAL_FILE).read_text("utf-8"))
             if all((folder / name).stat().st_size == size for name, size in sizes.items()):

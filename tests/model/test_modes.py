@@ -9,21 +9,14 @@ import pytest
 import torch
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from modeling_ttds.reranker_ttds import FEATURES, TTDSReranker
 from modeling_ttds.towers_ttds import evaluating
-from recipes.ranking.cooccurrence import build_cooccurrence
 
 
 @pytest.fixture(scope="module")
-def folder(built, split, tmp_path_factory):
-    """A folder of a model with a co-occurrence memory and a re-ranker fitted for nothing."""
+def folder(origin, tmp_path_factory):
+    """A folder of a model that can also be asked all other questions."""
     folder = tmp_path_factory.mktemp("modes") / "model"
-    built.save_pretrained(folder)
-    model = TTDSForCausalLM.from_pretrained(folder).eval()
-    torch.manual_seed(0)
-    model.set_reranker(
-        build_cooccurrence(split.training, split.num_items), TTDSReranker(len(FEATURES)).eval()
-    )
+    model = TTDSForCausalLM.from_pretrained(origin).eval()
     model.config.prompts = {"query": "Query: {query}:", "search": "<user> <item> {query}:"}
     model.config.prompts |= {"bought_together": "With <item>:", "next_user": "<item> <user> then"}
     model.save_pretrained(folder)

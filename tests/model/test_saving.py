@@ -14,26 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
-from modeling_ttds.reranker_ttds import FEATURES, TTDSReranker
-from recipes.ranking.cooccurrence import build_cooccurrence
 from tests.model.test_generation import make_model
 
 WHOLE = {"config.json", "generation_config.json", "model.safetensors", "catalogue.jsonl"}
 WHOLE |= {"tokenizer.json", "tokenizer_config.json", "sid_table.json"}
-
-
-@pytest.fixture(scope="module")
-def origin(built, split, tmp_path_factory):
-    """The folder of a model with a co-occurrence memory and a re-ranker fitted for nothing."""
-    folder = tmp_path_factory.mktemp("origin") / "model"
-    built.save_pretrained(folder)
-    model = TTDSForCausalLM.from_pretrained(folder).eval()
-    torch.manual_seed(0)
-    model.set_reranker(
-        build_cooccurrence(split.training, split.num_items), TTDSReranker(len(FEATURES)).eval()
-    )
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
