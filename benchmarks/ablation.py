@@ -2,7 +2,7 @@
 
 python -m benchmarks.ablation --dataset_name FOLDER
 
-A row's YAML holds what differs from recipes/experiments/scientific/sft.yaml, and under `without`
+A row's YAML holds what it adds to recipes/experiments/scientific/ablation.yaml, and under `without`
 the parts that `benchmarks.without` switches off. No re-ranker is fitted, so that a run takes
 minutes. A run whose result is there is passed over, so the command resumes. What follows is handed
 to the recipe.
@@ -36,7 +36,7 @@ from recipes.evaluation.report import LM_ONLY
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BASE = ROOT / "recipes" / "experiments" / "scientific" / "sft.yaml"
+BASE = ROOT / "recipes" / "experiments" / "scientific" / "ablation.yaml"
 ROWS = ROOT / "recipes" / "experiments" / "scientific" / "ablation"
 ALONE = {"memory": False, "reranker": False}
 

@@ -1,7 +1,7 @@
 """Hold a tenth of the items out of training, add them afterwards, and recommend them.
 
 python -m benchmarks.cold_start --name toyshop
-python -m benchmarks.cold_start --name scientific --config recipes/experiments/scientific/sft.yaml
+python -m benchmarks.cold_start --name scientific --config recipes/sparse.yaml
     --dataset_name FOLDER
 
 Users whose test target is a held-out item are asked; what follows is handed to the recipe.
@@ -103,8 +103,9 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
         {"item_id": data.catalogue.item_ids[row], **{n: fields[n][row] for n in fields}}
         for row in gone
     ]
+    given = None if text is None or model.config.text_encoder == "tokens" else text[gone]
     adding = time.perf_counter()
-    model.add_items(new, None if text is None else text[gone].to(model.item_text))
+    model.add_items(new, given)
     adding = time.perf_counter() - adding
     rows = torch.tensor([model.row_of[item] for item in data.catalogue.item_ids])
     users = [user for user in split.users("test") if split.test_targets[user] in set(gone)]
@@ -117,7 +118,9 @@ def main(arguments: argparse.Namespace, recipe: list[str]) -> None:
         lists = model.recommend(theirs, top_k=10, allowed=allowed, **parts)
         return [[data.catalogue.row_of[best.item_id] for best in found] for found in lists]
 
-    similarity = F.normalize(model.item_text, dim=-1)[rows]  # in the order of the data set
+    # The data set's text embeddings are the stronger ones, where there are some.
+    similarity = model.item_text[rows] if text is None else text.float()
+    similarity = F.normalize(similarity, dim=-1)
     profiles = torch.stack([similarity[history].mean(0) for history in histories])
     nearest = (profiles @ similarity.T).numpy()
     random = np.random.default_rng(0).random(nearest.shape)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.recipe --name toyshop --seed 0
 python -m benchmarks.recipe --name scientific --seed 0 --dataset_name FOLDER
-    --config recipes/experiments/scientific/sft.yaml
+    --config recipes/sparse.yaml
 python -m benchmarks.recipe --name scientific --method "TIGER, static text SIDs"
     --output_dir outputs/tiger-0 --dataset_name FOLDER
     --config recipes/experiments/scientific/tiger.yaml

@@ -1,7 +1,7 @@
 """Train a recommender: fit towers, tune a language model, fit a re-ranker, evaluate, save.
 
 python recipes/sft.py
-python recipes/sft.py --config recipes/experiments/scientific/sft.yaml --dataset_name FOLDER
+python recipes/sft.py --config recipes/sparse.yaml --dataset_name FOLDER
 python recipes/sft.py --push_to_hub --hub_model_id org/name
 accelerate launch --config_file recipes/accelerate/ddp.yaml recipes/sft.py
 """
