@@ -129,6 +129,9 @@ def test_python_of_the_pages_runs_in_order(split, states, options, tmp_path, mon
             exec(block, names)  # noqa: S102
         if page.name == "using.md":
             assert len(names["kettles"][0]) == 3 and names["ids"]
+            alone = {"top_k": 5, "num_beams": 5, "rerank": False, "memory": False}
+            (listed,) = names["model"].recommend([names["history"]], **alone)
+            assert names["generated"] == [entry.item_id for entry in listed]
     assert (tmp_path / "data" / "shop" / "items.csv").is_file(), "the guide's block has run"
 
 
