@@ -11,7 +11,8 @@ python -m benchmarks.baseline --name scientific --dataset_name FOLDER --method d
 
 Every method has the same budget of at most twelve configurations; the JSON holds what each scored.
 Markov chain + text starts from what Markov chain chose. Of SASRec, the bilinear similarity and
-dense text, seed 0 tunes and other seeds take what it chose; `all` is all others.
+dense text, seed 0 tunes and other seeds take what it chose; `all` is all others. The JSON goes to
+benchmarks/results, or to the folder that the environment variable TTDS_RESULTS names.
 """
 
 import argparse
@@ -86,6 +87,7 @@ from recipes.evaluation.metrics import evaluate_run
 from recipes.index.embeddings import collaborative_embeddings, read_text_embeddings
 
 TOP_K = 20
+TEXT_FILE = "text_embeddings.safetensors"
 COLLABORATIVE_DIM = 128  # as in the YAML files of the data sets
 COUNTS, TEXT = "Markov chain", "Markov chain + text"
 SASREC, SIMILARITY = "SASRec, full cross-entropy", "bilinear similarity"
@@ -136,7 +138,7 @@ def fit(
     """
     text = None
     if method in (TEXT, SIMILARITY):
-        text = read_text_embeddings(folder / "text_embeddings.safetensors", split.num_items)
+        text = read_text_embeddings(folder / TEXT_FILE, split.num_items)
         text = split.in_order(text)
     if method in FUNCTIONS:
 
@@ -238,11 +240,18 @@ def main(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"`--method` is {arguments.method!r}; take {', '.join(methods)} or all.")
     if methods.get(arguments.method) == DENSE_TEXT and arguments.encoder is None:
         raise SystemExit("`--method` dense-text needs --encoder, what it starts from; name one.")
+    chosen = list(FUNCTIONS) if arguments.method == "all" else [methods[arguments.method]]
+    file = Path(arguments.dataset_name, TEXT_FILE)
+    if {TEXT, SIMILARITY} & {*chosen} and not file.exists():
+        raise SystemExit(
+            f"`--method` {arguments.method} needs text embeddings, and {file} does not exist; make "
+            "it as docs/data.md says, or take another method."
+        )
     data = read_data(arguments.dataset_name, tie_break=arguments.tie_break, seed=arguments.seed)
     split = split_data(
         data, split=arguments.split, timeline_target=arguments.timeline_target, seed=arguments.seed
     )
-    for method in FUNCTIONS if arguments.method == "all" else [methods[arguments.method]]:
+    for method in chosen:
         measure(arguments, split, method)
 
 

@@ -1,7 +1,7 @@
 """Show what an update brings: rank the last weeks by models of before, updated, and trained anew.
 
-python -m benchmarks.update --name scientific --dataset_name FOLDER
-    --config recipes/sparse.yaml
+python -m benchmarks.update --name toys --dataset_name FOLDER
+    --config recipes/experiments/toys/sft.yaml
 
 One model is trained on all interactions before a day, and updated with those of the weeks after it;
 another is trained on both. Each ranks what users chose first in the weeks after those. What follows

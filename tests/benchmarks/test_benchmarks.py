@@ -305,3 +305,10 @@ def test_markov_chain_and_text_starts_from_the_tuned_markov_chain(
     assert both["config"].items() >= counts["config"].items()
     scores = [tried["NDCG@10"] for tried in both["tuning"]["validation NDCG@10"]]
     assert len(scores) == 2 and both["validation"]["NDCG@10"] == max(scores)
+
+
+@pytest.mark.parametrize("method", ["bilinear-similarity", "all"])
+def test_what_needs_text_embeddings_says_so_before_it_reads(method, tmp_path):
+    arguments = argparse.Namespace(method=method, dataset_name=str(tmp_path), encoder=None)
+    with pytest.raises(SystemExit, match="needs text embeddings, and .* does not exist"):
+        baseline.main(arguments)
