@@ -1,5 +1,6 @@
 PYTHON ?= python3
-# On Linux, torch 2.13.0 from the package index may bring CUDA; TORCH names another build.
+# On Linux, torch 2.13.0 from the package index may bring CUDA; TORCH names another build, and a torch
+# that is installed stays.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
@@ -13,7 +14,7 @@ help:            ## list the targets
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)"
 	$(BIN)/pip install -q -e ".[dev]"
 	@touch $@
 
