@@ -46,6 +46,9 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--num_beams"], "--num-beams: expected one argument."),
         (["--column_map", "asin"], "`column_map` is 'asin'; give a JSON object"),
         (["--cold_item_dropout", "2"], "`cold_item_dropout` is 2.0"),
+        (["--num_beams", "19"], "`num_beams` is 19; it must be 20 or more."),
+        (["--profile_epochs", "-1"], "`profile_epochs` is -1; it must be 0 or more."),
+        (["--freeze_at", "nan"], "`freeze_at` is nan; give a share of the steps, up to 1."),
         (["--num_codes", "1"], "`num_codes` is 1; it must be 2 or more."),
         (["--num_levels", "0"], "`num_levels` is 0; it must be 1 or more."),
         (["--dropout", "nan"], "`dropout` is nan; it must be 0 or more, below 1."),
@@ -101,6 +104,17 @@ def test_options_of_training(tmp_path, monkeypatch, capsys, arguments, message):
 def test_options_in_a_file(tmp_path, monkeypatch, capsys, text, message):
     (tmp_path / "options.yaml").write_text(text)
     assert message in asked(monkeypatch, capsys, sft, "--config", tmp_path / "options.yaml")
+
+
+def test_the_home_folder_is_meant_where_no_shell_has_put_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "o.yaml").write_text("dataset_name: ~/data\ncache_dir: ~/cache\noutput_dir: ~/o\n")
+    message = asked(monkeypatch, capsys, sft, "--config", tmp_path / "o.yaml")
+    assert message.startswith(f"{tmp_path}/data has no table of interactions")
+    assert parse_arguments()[0].index.cache_dir == f"{tmp_path}/cache"
+    message = asked(monkeypatch, capsys, recommend, "--model=~/data", "--output=~/lists")
+    assert message.startswith(f"`--model` {tmp_path}/data has no config.json")
 
 
 @pytest.mark.parametrize("script", [evaluate, recommend])

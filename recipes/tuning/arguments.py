@@ -9,7 +9,7 @@ import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from recipes.config import TrainingOptions, TTDSArguments, check_ranges
-from recipes.errors import HelpFormatter, refuse_unknown
+from recipes.errors import HelpFormatter, expand_home, refuse_unknown
 
 
 @dataclass
@@ -61,6 +61,8 @@ def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
         raise ValueError(str(error)) from None
     refuse_unknown(parser, [*unknown, *in_file])
+    for options in (*parts, training, model_config):
+        expand_home(options)
     if training.n_gpu > 1:
         raise ValueError(
             f"One process sees {training.n_gpu} GPUs; start one per GPU by `accelerate launch "

@@ -368,9 +368,19 @@ class TTDSTrainer(SFTTrainer):
         """Write none at checkpoints: the recipe writes the card when there are figures for it."""
 
     def tune(self) -> dict[str, object]:
-        """Tune from the start or from where a run stopped; return `report`."""
+        """Tune from the start or from where a run stopped; return `report`.
+
+        Raises:
+            ValueError: The tuning diverged.
+        """
         disable_progress_bar()  # of every checkpoint's shards, which would be drawn below our own
         self.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
+        alone = {"exclude_seen": False, "rerank": False, "memory": False}
+        if not self.ttds.recommend_rows([self.split.training[0]], 1, **alone)[0]:
+            raise ValueError(
+                f"The tuning diverged at `learning_rate` {self.args.learning_rate}: what the model "
+                "says is NaN; lower it."
+            )
         return self.report()
 
     def tuned(self) -> TTDSForCausalLM:
