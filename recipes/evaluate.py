@@ -12,7 +12,7 @@ python recipes/evaluate.py --model FOLDER --dataset_name FOLDER --targets valida
 import json
 from pathlib import Path
 
-from recipes.config import SPLITS, add_data_arguments
+from recipes.config import LIST_LENGTH, SPLITS, add_data_arguments
 from recipes.errors import Parser, check_writable, one_sentence
 
 
@@ -35,8 +35,10 @@ def main() -> None:
     )
     parser.add_argument("--output", help="Folder to write to; by default the model's.")
     arguments = parser.parse_args()
-    if arguments.num_beams is not None and arguments.num_beams < 1:
-        raise ValueError(f"`--num_beams` is {arguments.num_beams}; it must be at least 1.")
+    if arguments.num_beams is not None and arguments.num_beams < LIST_LENGTH:
+        raise ValueError(
+            f"`--num_beams` is {arguments.num_beams}; lists of {LIST_LENGTH} items need as many."
+        )
 
     # They take seconds, which --help and a wrong option need not wait for.
     from recipes.config import EvaluationOptions
