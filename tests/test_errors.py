@@ -74,6 +74,7 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--tasks", '{"query": -1}'], "`tasks` gives 'query' the weight -1; it must be a number"),
         (["--tasks", '{"query": "x"}'], "`tasks` gives 'query' the weight 'x'"),
         (["--model_name_or_path", "./nowhere"], "`model_name_or_path` ./nowhere is no folder"),
+        (["--text_encoder", "backbone"], "`text_encoder` is 'backbone', but `model_name_or_path`"),
         (["--text_encoder", "./nowhere"], "`text_encoder` ./nowhere is no folder of a model"),
         (["--config"], "`--config` names no file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -61,11 +61,17 @@ def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
         raise ValueError(str(error)) from None
     refuse_unknown(parser, [*unknown, *in_file])
-    for options in (*parts, training, model_config):
-        expand_home(options)
+    for part in (*parts, training, model_config):
+        expand_home(part)
     if training.n_gpu > 1:
         raise ValueError(
             f"One process sees {training.n_gpu} GPUs; start one per GPU by `accelerate launch "
             "--config_file recipes/accelerate/ddp.yaml`, or name one by CUDA_VISIBLE_DEVICES=0."
         )
-    return TTDSArguments(*parts), training, model_config
+    options = TTDSArguments(*parts)
+    if options.index.text_encoder == "backbone" and model_config.model_name_or_path is None:
+        raise ValueError(
+            "`text_encoder` is 'backbone', but `model_name_or_path` names none, and a decoder that "
+            "starts from nothing knows no text; name one, or leave `text_encoder` out."
+        )
+    return options, training, model_config
