@@ -11,6 +11,13 @@ from trl import ModelConfig, SFTConfig, TrlParser
 from recipes.config import TrainingOptions, TTDSArguments, check_ranges
 from recipes.errors import HelpFormatter, expand_home, refuse_unknown
 
+# What validation measures, beside the losses of tasks.
+METRICS = ("eval_NDCG@10", "eval_HR@10", "eval_next_item_loss")
+# Of TRL's options those that are for other rows than ours and another loss than the model's own.
+FOREIGN = (
+    "assistant_only_loss", "label_smoothing_factor", "loss_type", "packing", "padding_free",
+)  # fmt: skip
+
 
 @dataclass
 class TTDSTrainingArguments(TrainingOptions, SFTConfig):
@@ -26,7 +33,18 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
         rate = self.head_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
+        for name in FOREIGN:
+            value = getattr(self, name)
+            if value != self.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` is {value}, which has no meaning here; leave it out.")
+        self.report_to = self.report_to or "none"  # YAML's null
         super().__post_init__()
+        best = self.metric_for_best_model
+        known = best is None or f"eval_{best.removeprefix('eval_')}" in METRICS
+        if not known and "task_" not in best:
+            raise ValueError(
+                f"`metric_for_best_model` is {best!r}; it must be one of {', '.join(METRICS)}."
+            )
         if not torch.accelerator.is_available():  # torch warns at every data loader
             self.dataloader_pin_memory = False
 
