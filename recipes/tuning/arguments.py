@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,6 +18,24 @@ METRICS = ("eval_NDCG@10", "eval_HR@10", "eval_next_item_loss")
 FOREIGN = (
     "assistant_only_loss", "label_smoothing_factor", "loss_type", "packing", "padding_free",
 )  # fmt: skip
+# And those of a backbone that are read; weights are loaded whole, in single precision.
+BACKBONE = ("model_name_or_path", "use_peft", "lora_r", "lora_alpha", "lora_dropout")
+
+
+def refuse_foreign(options: object, names: Iterable[str]) -> None:
+    """Refuse options that nobody reads, where they are set.
+
+    Args:
+        options: A group of options.
+        names: Their names.
+
+    Raises:
+        ValueError: One has another value than its default.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value != options.__dataclass_fields__[name].default:
+            raise ValueError(f"`{name}` is {value}, which has no meaning here; leave it out.")
 
 
 @dataclass
@@ -33,10 +52,7 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
         rate = self.head_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
-        for name in FOREIGN:
-            value = getattr(self, name)
-            if value != self.__dataclass_fields__[name].default:
-                raise ValueError(f"`{name}` is {value}, which has no meaning here; leave it out.")
+        refuse_foreign(self, FOREIGN)
         self.report_to = self.report_to or "none"  # YAML's null
         super().__post_init__()
         best = self.metric_for_best_model
@@ -87,9 +103,13 @@ def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig
             "--config_file recipes/accelerate/ddp.yaml`, or name one by CUDA_VISIBLE_DEVICES=0."
         )
     options = TTDSArguments(*parts)
-    if options.index.text_encoder == "backbone" and model_config.model_name_or_path is None:
-        raise ValueError(
-            "`text_encoder` is 'backbone', but `model_name_or_path` names none, and a decoder that "
-            "starts from nothing knows no text; name one, or leave `text_encoder` out."
-        )
+    unread = [option.name for option in fields(model_config) if option.name not in BACKBONE]
+    refuse_foreign(model_config, unread)
+    by_backbone = options.index.text_encoder == "backbone"
+    for name, needed in (("text_encoder", by_backbone), ("use_peft", model_config.use_peft)):
+        if needed and model_config.model_name_or_path is None:
+            raise ValueError(
+                f"`{name}` needs a pretrained language model, and `model_name_or_path` names none; "
+                f"name one, or leave `{name}` out."
+            )
     return options, training, model_config
