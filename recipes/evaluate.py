@@ -9,7 +9,6 @@ python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --outp
 python recipes/evaluate.py --model FOLDER --dataset_name FOLDER --targets validation
 """
 
-import json
 from pathlib import Path
 
 from recipes.config import LIST_LENGTH, SPLITS, add_data_arguments
@@ -76,7 +75,7 @@ def main() -> None:
         raise ValueError(f"`--output` {output} is the folder of another model; name another.")
     check_writable("--output", report.lists_folder(output))
     file = output / "metrics.json"
-    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    known = report.read_json(file) if file.exists() else {}
     beams = known.get("options", {}).get("num_beams") if own else None
     num_beams = arguments.num_beams or beams or EvaluationOptions.num_beams
 

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -184,6 +185,21 @@ def hardware() -> str:
         name = lines[0].split(": ")[1] if lines else name
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name}, {torch.get_num_threads()} threads{gpu}"
+
+
+def read_json(file: str | Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return json.loads(Path(file).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); copy it again, or delete it.") from None
 
 
 def write_json(file: str | Path, content: object) -> None:

@@ -18,7 +18,7 @@ from recipes.config import EvaluationOptions, RefreshOptions
 from recipes.data.origin import difference
 from recipes.data.split import Split
 from recipes.evaluation.metrics import rank_metrics
-from recipes.evaluation.report import recommend_to
+from recipes.evaluation.report import read_json, recommend_to
 from recipes.index.refresh import refresh_sids
 from recipes.tuning import adapter
 from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, collate
@@ -181,7 +181,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
             sizes = json.loads((folder / SEAL_FILE).read_text("utf-8"))
             if all((folder / name).stat().st_size == size for name, size in sizes.items()):
                 return str(folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             pass
         print(f"{folder} was cut short and is passed over.")
     return None
@@ -216,7 +216,7 @@ def resume_from(
             "it belongs to; name another checkpoint, or start anew."
         )
     ours = resumed_with(made_of, training, evaluation)
-    differs = difference(ours, json.loads(file.read_text("utf-8")))
+    differs = difference(ours, read_json(file))
     if differs:
         raise ValueError(
             f"{resume} belongs to other data or options: this run has {differs}. Resume with what "
