@@ -11,20 +11,22 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 
 from recipes.errors import Parser
 
+LIST_LENGTH = 20  # items of the lists that are measured; no fewer beams can fill them
 # From where to below where a number may lie.
 RANGES = {
     (1, math.inf): (
         "min_interactions", "text_dim", "num_levels", "code_dim", "vocab_size", "hidden_size",
-        "num_layers", "num_heads", "max_history", "max_text_tokens", "min_pair_users", "num_beams",
-        "eval_users", "per_device_train_batch_size", "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
+        "num_layers", "num_heads", "max_history", "max_text_tokens", "min_pair_users", "eval_users",
+        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+        "max_length",
     ),
     (2, math.inf): ("num_codes",),
+    (LIST_LENGTH, math.inf): ("num_beams",),
     (0, math.inf): (
         "collaborative_dim", "tower_epochs", "item_vector_dim", "pair_dim", "tower_weight",
         "tower_grad_scale", "infonce_weight", "cosine_weight", "refresh_steps",
         "tower_learning_rate", "num_train_epochs", "learning_rate", "weight_decay",
-        "max_grad_norm",
+        "max_grad_norm", "profile_epochs",
     ),
     (0, 1): (
         "dropout", "item_vector_dropout", "pair_dropout", "soft_target_weight", "item_dropout",
@@ -45,13 +47,13 @@ def _option(default, text: str):
 
 
 def check_ranges(options: object) -> None:
-    """Refuse numbers out of their range, and where a text is due.
+    """Refuse numbers out of their range, and what YAML takes for another type than is due.
 
     Args:
         options: A group of options; what it does not have is passed over.
 
     Raises:
-        ValueError: A number is out of its range, or is none.
+        ValueError: A number is out of its range, or a value is of another type.
     """
     for (least, below), names in RANGES.items():
         for name in names:
@@ -64,6 +66,8 @@ def check_ranges(options: object) -> None:
         value = getattr(options, option.name)
         if option.type in (str, str | None) and isinstance(value, int | float):
             raise ValueError(f"`{option.name}` is {value}, which is no text; put it in quotes.")
+        if option.type is int and isinstance(value, float):
+            raise ValueError(f"`{option.name}` is {value}, which is no whole number; give one.")
 
 
 class _Group:
@@ -217,7 +221,7 @@ class RefreshOptions(_Group):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.freeze_at > 1:
+        if not self.freeze_at <= 1:
             raise ValueError(
                 f"`freeze_at` is {self.freeze_at}; give a share of the steps, up to 1."
             )
@@ -343,10 +347,10 @@ class TTDSArguments:
 
 
 def _mapping(name: str, value: dict | str | None) -> dict | None:
-    if not isinstance(value, str):
-        return value
-    try:  # from the command line
-        read = json.loads(value)
+    if value is None:
+        return None
+    try:  # a text from the command line
+        read = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError:
         read = None
     if not isinstance(read, dict):

@@ -69,7 +69,19 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):  # noqa: D102
         found, unknown = self.parse_known_args(args, namespace)
         refuse_unknown(self, unknown)
+        expand_home(found)
         return found
+
+
+def expand_home(options: object) -> None:
+    """Let options that begin with `~` begin with the home folder; no shell does it behind a `=`.
+
+    Args:
+        options: A group of options, or a namespace of them; changed in place.
+    """
+    for name, value in list(vars(options).items()):
+        if isinstance(value, str | Path) and str(value).startswith("~"):
+            setattr(options, name, type(value)(os.path.expanduser(value)))
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, unknown: Iterable[str]) -> None:

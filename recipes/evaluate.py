@@ -9,10 +9,9 @@ python recipes/evaluate.py --model FOLDER_OR_HUB_ID --dataset_name FOLDER --outp
 python recipes/evaluate.py --model FOLDER --dataset_name FOLDER --targets validation
 """
 
-import json
 from pathlib import Path
 
-from recipes.config import SPLITS, add_data_arguments
+from recipes.config import LIST_LENGTH, SPLITS, add_data_arguments
 from recipes.errors import Parser, check_writable, one_sentence
 
 
@@ -35,8 +34,10 @@ def main() -> None:
     )
     parser.add_argument("--output", help="Folder to write to; by default the model's.")
     arguments = parser.parse_args()
-    if arguments.num_beams is not None and arguments.num_beams < 1:
-        raise ValueError(f"`--num_beams` is {arguments.num_beams}; it must be at least 1.")
+    if arguments.num_beams is not None and arguments.num_beams < LIST_LENGTH:
+        raise ValueError(
+            f"`--num_beams` is {arguments.num_beams}; lists of {LIST_LENGTH} items need as many."
+        )
 
     # They take seconds, which --help and a wrong option need not wait for.
     from recipes.config import EvaluationOptions
@@ -74,7 +75,7 @@ def main() -> None:
         raise ValueError(f"`--output` {output} is the folder of another model; name another.")
     check_writable("--output", report.lists_folder(output))
     file = output / "metrics.json"
-    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    known = report.read_json(file) if file.exists() else {}
     beams = known.get("options", {}).get("num_beams") if own else None
     num_beams = arguments.num_beams or beams or EvaluationOptions.num_beams
 

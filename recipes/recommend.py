@@ -7,7 +7,6 @@ accelerate launch recipes/recommend.py --model FOLDER_OR_HUB_ID --dataset_name F
 Any number of processes share the shards; a shard that is there is not made again.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -29,11 +28,11 @@ def check_request(output: Path, request: dict[str, object]) -> None:
     Raises:
         ValueError: The folder holds other shards, or something else.
     """
-    from recipes.evaluation.report import write_json
+    from recipes.evaluation.report import read_json, write_json
 
     file = output / REQUEST_FILE
     if file.exists():
-        found = json.loads(file.read_text("utf-8"))
+        found = read_json(file)
         differing = [name for name in request if found.get(name) != request[name]]
         if differing == ["model_sha256"]:
             raise ValueError(

@@ -139,7 +139,7 @@ def fit_model(
         resume_from(training, made_of, options.evaluation)
         states = UserStates(known, options.examples.max_history)
         examples = Examples(known, states, tokenizer, options.examples, seed, training.max_length)
-        model = build_model(known, tokenizer, *shapes, backbone, text, seed)
+        model = build_model(known, tokenizer, *shapes[:2], examples.options, backbone, text, seed)
         model.config.exclude_seen, model.config.trained_on = known.exclude_seen, made_of
     with report.stage("Embed the items"):
         embed_items(model, known, options.index, text, seed)

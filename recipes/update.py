@@ -6,11 +6,12 @@ The data set is the whole log as it is now: what the model was trained on, and w
 Measure the result by `recipes/evaluate.py --model outputs/today --dataset_name FOLDER`.
 """
 
+import shlex
 import tempfile
 import time
 from pathlib import Path
 
-from recipes.config import LEAST_USERS, READING, add_data_arguments
+from recipes.config import LEAST_USERS, LIST_LENGTH, READING, add_data_arguments
 from recipes.errors import Parser, check_writable, one_sentence
 
 FIT_USERS = 5_000
@@ -35,10 +36,10 @@ def main() -> None:
     parser.add_argument("--num_beams", type=int, default=50, help="Prefixes kept per level.")
     arguments = parser.parse_args()
     output = arguments.output_dir
-    if output.exists() and (output.is_file() or any(output.iterdir())):
+    if output.exists():
         raise ValueError(f"`--output_dir` {output} is there already; name another.")
     check_writable("--output_dir", output)
-    for name, least in (("fit_users", LEAST_USERS), ("num_beams", 1)):
+    for name, least in (("fit_users", LEAST_USERS), ("num_beams", LIST_LENGTH)):
         value = getattr(arguments, name)
         if value < least:
             raise ValueError(f"`--{name}` is {value}; it must be at least {least}.")
@@ -113,9 +114,11 @@ def main() -> None:
         model.save_pretrained(made)
         report.write_json(made / "metrics.json", facts)
         made.replace(output)
-    named = f" --dataset_name {arguments.dataset_name}" if arguments.dataset_name else ""
-    print(f"{output} is up to date after {seconds:,.0f} s. Measure it:\n")
-    print(f"    python recipes/evaluate.py --model {output}{named}")
+    measured = ["python", "recipes/evaluate.py", "--model", str(output)]
+    measured += ["--dataset_name", arguments.dataset_name] if arguments.dataset_name else []
+    print(
+        f"{output} is up to date after {seconds:,.0f} s. Measure it:\n\n    {shlex.join(measured)}"
+    )
 
 
 if __name__ == "__main__":

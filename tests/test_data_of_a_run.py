@@ -127,7 +127,7 @@ def test_data_too_small_are_refused_before_anything_is_fitted(
         (pd.concat([ROWS[:8].assign(user_id=f"u{user}") for user in range(20)]), ITEMS, ()),
         (*two_items(), ("--exclude_seen", "false")),
         (HALVES[HALVES.user_id < "u3"], ITEMS, ("--exclude_seen", "false")),
-        (ROWS, ITEMS[["item_id"]], ()),
+        (ROWS, ITEMS[["item_id"]], ("--tasks", '{"query": 0.5, "bought_together": 0.5}')),
     ],
     ids=["three each", "one long enough", "one user", "one user of three", "one history",
          "two items", "halves", "no text"],
@@ -142,6 +142,13 @@ def test_small_data_run_to_the_end(train, tmp_path, rows, items, arguments):
         assert "1 users have a validation target, priors and re-ranker need 8: none" in output
     model = TTDSForCausalLM.from_pretrained(tmp_path / "out")
     assert all(np.isfinite(best.score) for best in model.recommend([["1"]], top_k=1)[0])
+
+
+def test_a_tuning_that_diverges_is_no_model(train, tmp_path):
+    last = ["--load_best_model_at_end", "false", "--max_grad_norm", "0"]
+    code, _, said = train(write(tmp_path / "data"), "--learning_rate", "1e30", *last)
+    assert code == 2 and said.startswith("The tuning diverged at `learning_rate` 1e+30")
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_repeats_are_told_merged_or_allowed(train, call, tmp_path):
@@ -215,14 +222,16 @@ def test_a_model_remembers_how_its_data_were_read(made, call, tmp_path):
     for otherwise in (
         ("--tie_break", "published"),
         ("--exclude_seen", "false"),
-        ("--num_beams", 9),
+        ("--num_beams", 21),
     ):
         code, output, said = call(evaluate, *asked, *otherwise)
         assert code == 0 and "was measured otherwise than by the training run" in output, said
         assert metrics(model) == found and (lists_folder(model) / "run.jsonl").read_text() == before
     (tmp_path / "apart").mkdir()
-    code, output, said = call(evaluate, *asked, "--num_beams", 9, "--output", tmp_path / "apart")
-    assert code == 0 and metrics(tmp_path / "apart")["measured_with"]["num_beams"] == 9
+    code, output, said = call(evaluate, *asked, "--num_beams", 21, "--output", tmp_path / "apart")
+    assert code == 0 and metrics(tmp_path / "apart")["measured_with"]["num_beams"] == 21
+    code, _, said = call(evaluate, *asked, "--num_beams", 19)
+    assert code == 2 and said.startswith("`--num_beams` is 19; lists of 20 items need as many")
     (tmp_path / "apart" / "config.json").write_text("{}")
     code, _, said = call(evaluate, *asked, "--output", tmp_path / "apart")
     assert code == 2 and "apart is the folder of another model" in said

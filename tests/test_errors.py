@@ -46,6 +46,12 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--num_beams"], "--num-beams: expected one argument."),
         (["--column_map", "asin"], "`column_map` is 'asin'; give a JSON object"),
         (["--cold_item_dropout", "2"], "`cold_item_dropout` is 2.0"),
+        (["--metric_for_best_model", "eval_loss"], "`metric_for_best_model` is 'eval_loss'; it mu"),
+        (["--packing", "true"], "`packing` is True, which has no meaning here; leave it out."),
+        (["--loss_type", "dft"], "`loss_type` is dft, which has no meaning here"),
+        (["--num_beams", "19"], "`num_beams` is 19; it must be 20 or more."),
+        (["--profile_epochs", "-1"], "`profile_epochs` is -1; it must be 0 or more."),
+        (["--freeze_at", "nan"], "`freeze_at` is nan; give a share of the steps, up to 1."),
         (["--num_codes", "1"], "`num_codes` is 1; it must be 2 or more."),
         (["--num_levels", "0"], "`num_levels` is 0; it must be 1 or more."),
         (["--dropout", "nan"], "`dropout` is nan; it must be 0 or more, below 1."),
@@ -71,6 +77,9 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--tasks", '{"query": -1}'], "`tasks` gives 'query' the weight -1; it must be a number"),
         (["--tasks", '{"query": "x"}'], "`tasks` gives 'query' the weight 'x'"),
         (["--model_name_or_path", "./nowhere"], "`model_name_or_path` ./nowhere is no folder"),
+        (["--text_encoder", "backbone"], "`text_encoder` needs a pretrained language model, and `"),
+        (["--use_peft", "true"], "`use_peft` needs a pretrained language model, and `model_name_"),
+        (["--load_in_4bit", "true"], "`load_in_4bit` is True, which has no meaning here; leave"),
         (["--text_encoder", "./nowhere"], "`text_encoder` ./nowhere is no folder of a model"),
         (["--config"], "`--config` names no file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
@@ -94,6 +103,9 @@ def test_options_of_training(tmp_path, monkeypatch, capsys, arguments, message):
         ("- a", "must contain a YAML mapping"),
         ("a: [", "expected"),
         ("dataset_name: 2024", "`dataset_name` is 2024, which is no text; put it in quotes."),
+        ("max_length: null", "`max_length` is None; it must be 1 or more"),
+        ("num_codes: 32.5", "`num_codes` is 32.5, which is no whole number"),
+        ("tasks: [query]", "`tasks` is ['query']; give a JSON object"),
         ("output_dir: 2024", "`output_dir` is 2024, which is no text; put it in quotes."),
         ("tasks: 3\ncolumn_map: '['", "`column_map` is '['; give a JSON object"),
     ],
@@ -101,6 +113,17 @@ def test_options_of_training(tmp_path, monkeypatch, capsys, arguments, message):
 def test_options_in_a_file(tmp_path, monkeypatch, capsys, text, message):
     (tmp_path / "options.yaml").write_text(text)
     assert message in asked(monkeypatch, capsys, sft, "--config", tmp_path / "options.yaml")
+
+
+def test_the_home_folder_is_meant_where_no_shell_has_put_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "o.yaml").write_text("dataset_name: ~/data\ncache_dir: ~/cache\noutput_dir: ~/o\n")
+    message = asked(monkeypatch, capsys, sft, "--config", tmp_path / "o.yaml")
+    assert message.startswith(f"{tmp_path}/data has no table of interactions")
+    assert parse_arguments()[0].index.cache_dir == f"{tmp_path}/cache"
+    message = asked(monkeypatch, capsys, recommend, "--model=~/data", "--output=~/lists")
+    assert message.startswith(f"`--model` {tmp_path}/data has no config.json")
 
 
 @pytest.mark.parametrize("script", [evaluate, recommend])

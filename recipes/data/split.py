@@ -217,6 +217,11 @@ def check_split(split: Split) -> None:
                 f"No user has a {which} target: each needs three interactions or more, and nobody "
                 "has them. Lower `min_interactions`, or give longer histories."
             )
+        if not any(len(split.history(user, which)) for user in split.users(which)):
+            raise ValueError(
+                f"No user with a {which} target has a history before it; put earlier choices "
+                "into the split train, or give all interactions in one table."
+            )
         if which == "validation" and not len(split.view("training").users(which)):
             raise ValueError(
                 "No validation target was chosen by anybody in training; `split` 'timeline' needs "

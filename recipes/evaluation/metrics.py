@@ -49,7 +49,7 @@ def evaluate_run(split: Split, which: str, lists: Sequence[Sequence[int]]) -> di
     Args:
         split: The split the targets come from.
         which: `"validation"` or `"test"`.
-        lists: Per user of `split.users(which)`, item rows from best to worst.
+        lists: Per user of `split.users(which)`, item rows from best to worst, padded with -1.
 
     Returns:
         `rank_metrics`, coverage at every cut-off, and HR@10 and NDCG@10 of the `slices`.
@@ -67,7 +67,7 @@ def evaluate_run(split: Split, which: str, lists: Sequence[Sequence[int]]) -> di
         if group:
             result |= {f"{name}_{metric}": part[metric] for metric in ("HR@10", "NDCG@10")}
     for k in CUTOFFS:
-        shown = {item for items in lists for item in items[:k]}
+        shown = {item for items in lists for item in items[:k] if item >= 0}
         result[f"coverage@{k}"] = len(shown) / split.num_items
     return result | {"users": len(users)} | {f"{n}_users": len(g) for n, g in groups.items()}
 

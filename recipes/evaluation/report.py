@@ -9,10 +9,12 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from recipes.config import LIST_LENGTH
 from recipes.data.split import Split
 from recipes.data.toyshop import Toyshop
 from recipes.evaluation.baselines.markov import markov_chain
@@ -58,7 +60,7 @@ def recommend_to(
         row: A row of `MODES`.
     """
     histories = [split.history(user, which) for user in split.users(which)[:num_users]]
-    top_k, allowed = min(20, split.num_items), None
+    top_k, allowed = min(LIST_LENGTH, split.num_items), None
     if len(model.item_sids) > split.num_items:  # items that came later are no part of the data
         allowed = torch.arange(len(model.item_sids), device=model.device) < split.num_items
     lists = model.recommend_rows(
@@ -66,7 +68,7 @@ def recommend_to(
         top_k,
         exclude_seen=split.exclude_seen,
         allowed=allowed,
-        num_beams=max(num_beams, top_k),
+        num_beams=num_beams,
         **MODES[row],
     )
     return [[row for row, _ in pairs] for pairs in lists]
@@ -114,7 +116,7 @@ def baseline_rows(split: Split, which: str, shop: Toyshop | None) -> dict[str, d
     rankers = dict(BASELINES)
     if shop is not None:
         rankers["oracle"] = partial(oracle, shop)
-    top_k = min(20, split.num_items)
+    top_k = min(LIST_LENGTH, split.num_items)
     return {
         name: evaluate_run(split, which, ranker(split, which, top_k).tolist())
         for name, ranker in rankers.items()
@@ -185,6 +187,21 @@ def hardware() -> str:
     return f"{name}, {torch.get_num_threads()} threads{gpu}"
 
 
+def read_json(file: str | Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return json.loads(Path(file).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); copy it again, or delete it.") from None
+
+
 def write_json(file: str | Path, content: object) -> None:
     """Write JSON by way of a scratch file, so that no half of it is ever left.
 
@@ -202,11 +219,13 @@ def write_run(file: str | Path, split: Split, which: str, lists: Sequence[Sequen
         file: Where to; its folder is made.
         split: The split.
         which: `"validation"` or `"test"`.
-        lists: Item rows per user with a target.
+        lists: Item rows per user with a target, padded with -1.
     """
     item_ids, user_ids = split.data.catalogue.item_ids, split.data.user_ids
     lines = [
-        json.dumps({"user_id": user_ids[user], "items": [item_ids[row] for row in rows]})
+        json.dumps(
+            {"user_id": user_ids[user], "items": [item_ids[row] for row in rows if row >= 0]}
+        )
         for user, rows in zip(split.users(which), lists, strict=True)
     ]
     Path(file).parent.mkdir(parents=True, exist_ok=True)

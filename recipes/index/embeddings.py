@@ -274,19 +274,19 @@ def read_text_embeddings(file: str | Path, num_items: int) -> Tensor:
     """
     if not Path(file).exists():
         raise FileNotFoundError(f"`text_embeddings` {file} does not exist.")
-    if Path(file).suffix == ".npy":
-        embeddings = torch.from_numpy(np.load(file))
-    else:
-        try:
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise ValueError(
-                f"`text_embeddings` {file} is no safetensors file ({error}); give one, or a `.npy`."
-            ) from error
-        if "text" not in tensors:
-            raise ValueError(f"{file} holds {sorted(tensors)} but no tensor `text`.")
-        embeddings = tensors["text"]
-    return check_embeddings(embeddings.float(), num_items, str(file))
+    npy = Path(file).suffix == ".npy"
+    try:
+        tensors = {"text": torch.from_numpy(np.load(file))} if npy else load_file(file)
+    except (SafetensorError, OSError, EOFError, ValueError, TypeError) as error:
+        kind = "`.npy` file of numbers" if npy else "safetensors file"
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"`text_embeddings` {file} is no {kind} ({reason}); write it again, as a `.npy` of "
+            "numbers or as safetensors."
+        ) from None
+    if "text" not in tensors:
+        raise ValueError(f"{file} holds {sorted(tensors)} but no tensor `text`.")
+    return check_embeddings(tensors["text"].float(), num_items, str(file))
 
 
 def check_embeddings(embeddings: Tensor, num_items: int, source: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -9,7 +10,32 @@ import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from recipes.config import TrainingOptions, TTDSArguments, check_ranges
-from recipes.errors import HelpFormatter, refuse_unknown
+from recipes.errors import HelpFormatter, expand_home, refuse_unknown
+
+# What validation measures, beside the losses of tasks.
+METRICS = ("eval_NDCG@10", "eval_HR@10", "eval_next_item_loss")
+# Of TRL's options those that are for other rows than ours and another loss than the model's own.
+FOREIGN = (
+    "assistant_only_loss", "label_smoothing_factor", "loss_type", "packing", "padding_free",
+)  # fmt: skip
+# And those of a backbone that are read; weights are loaded whole, in single precision.
+BACKBONE = ("model_name_or_path", "use_peft", "lora_r", "lora_alpha", "lora_dropout")
+
+
+def refuse_foreign(options: object, names: Iterable[str]) -> None:
+    """Refuse options that nobody reads, where they are set.
+
+    Args:
+        options: A group of options.
+        names: Their names.
+
+    Raises:
+        ValueError: One has another value than its default.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value != options.__dataclass_fields__[name].default:
+            raise ValueError(f"`{name}` is {value}, which has no meaning here; leave it out.")
 
 
 @dataclass
@@ -26,7 +52,15 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
         rate = self.head_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"`head_learning_rate` is {rate}; it must be above 0.")
+        refuse_foreign(self, FOREIGN)
+        self.report_to = self.report_to or "none"  # YAML's null
         super().__post_init__()
+        best = self.metric_for_best_model
+        known = best is None or f"eval_{best.removeprefix('eval_')}" in METRICS
+        if not known and "task_" not in best:
+            raise ValueError(
+                f"`metric_for_best_model` is {best!r}; it must be one of {', '.join(METRICS)}."
+            )
         if not torch.accelerator.is_available():  # torch warns at every data loader
             self.dataloader_pin_memory = False
 
@@ -61,9 +95,21 @@ def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
         raise ValueError(str(error)) from None
     refuse_unknown(parser, [*unknown, *in_file])
+    for part in (*parts, training, model_config):
+        expand_home(part)
     if training.n_gpu > 1:
         raise ValueError(
             f"One process sees {training.n_gpu} GPUs; start one per GPU by `accelerate launch "
             "--config_file recipes/accelerate/ddp.yaml`, or name one by CUDA_VISIBLE_DEVICES=0."
         )
-    return TTDSArguments(*parts), training, model_config
+    options = TTDSArguments(*parts)
+    unread = [option.name for option in fields(model_config) if option.name not in BACKBONE]
+    refuse_foreign(model_config, unread)
+    by_backbone = options.index.text_encoder == "backbone"
+    for name, needed in (("text_encoder", by_backbone), ("use_peft", model_config.use_peft)):
+        if needed and model_config.model_name_or_path is None:
+            raise ValueError(
+                f"`{name}` needs a pretrained language model, and `model_name_or_path` names none; "
+                f"name one, or leave `{name}` out."
+            )
+    return options, training, model_config

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import datasets
@@ -73,7 +74,8 @@ class Examples:
     The next-item task has packed sequences: per user one row with a loss at every item from a
     random cut on. With `sliding_windows` it has a row for every position of every history and a
     loss at its last item. Every other task has as many rows as its weight times the number of
-    users, drawn anew each epoch. What a row draws depends on seed, epoch and position only.
+    users, drawn anew each epoch; a task that the data have nothing for is left out, with a word.
+    What a row draws depends on seed, epoch and position only.
 
     Args:
         split: The split.
@@ -114,6 +116,13 @@ class Examples:
                 f"`tasks` names {min(unknown)!r}; known are "
                 f"{', '.join(tasks.USER_TASKS | tasks.ITEM_TASKS)}."
             )
+        found = {}
+        for task, weight in (options.tasks or {}).items():
+            if tasks.draw_wording(self.past, task, random.Random(f"{seed}-{task}")):
+                found[task] = weight
+            else:
+                print(f"The data have nothing that the task {task!r} is made of: it is left out.")
+        self.options = replace(options, tasks=found)
         lengths = np.diff(states.first) - 1
         # Of a row its user and, with sliding windows, its target: arrays, since users are many.
         self.users, self.targets = np.flatnonzero(lengths).astype(np.int32), None
@@ -123,7 +132,7 @@ class Examples:
             self.users = np.repeat(self.users, lengths)
             starts = np.repeat(lengths.cumsum() - lengths, lengths)
             self.targets = (np.arange(len(self.users)) - starts).astype(np.int32)
-        counts = [round(weight * num_users) for weight in (options.tasks or {}).values()]
+        counts = [round(weight * num_users) for weight in found.values()]
         self.task_ends = len(self.users) + np.cumsum(counts, dtype=np.int64)
 
     def as_dataset(self) -> datasets.Dataset:
@@ -174,7 +183,10 @@ class Examples:
         draw = random.Random(f"{self.seed}-{self.epoch}-{index}")
         if index >= len(self.users):
             task = list(self.options.tasks)[np.searchsorted(self.task_ends, index, side="right")]
-            return self.encode(tasks.draw_wording(self.past, task, draw))
+            wording = tasks.draw_wording(self.past, task, draw)
+            if wording is not None:
+                return self.encode(wording)
+            index = draw.randrange(len(self.users))  # so rarely can it be made: a next item instead
         user = int(self.users[index])
         history = self.past.histories[user]
         if self.targets is not None:

@@ -18,7 +18,7 @@ from recipes.config import EvaluationOptions, RefreshOptions
 from recipes.data.origin import difference
 from recipes.data.split import Split
 from recipes.evaluation.metrics import rank_metrics
-from recipes.evaluation.report import recommend_to
+from recipes.evaluation.report import read_json, recommend_to
 from recipes.index.refresh import refresh_sids
 from recipes.tuning import adapter
 from recipes.tuning.examples import EntityTexts, EpochSampler, Examples, collate
@@ -181,7 +181,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
             sizes = json.loads((folder / SEAL_FILE).read_text("utf-8"))
             if all((folder / name).stat().st_size == size for name, size in sizes.items()):
                 return str(folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             pass
         print(f"{folder} was cut short and is passed over.")
     return None
@@ -216,7 +216,7 @@ def resume_from(
             "it belongs to; name another checkpoint, or start anew."
         )
     ours = resumed_with(made_of, training, evaluation)
-    differs = difference(ours, json.loads(file.read_text("utf-8")))
+    differs = difference(ours, read_json(file))
     if differs:
         raise ValueError(
             f"{resume} belongs to other data or options: this run has {differs}. Resume with what "
@@ -368,9 +368,19 @@ class TTDSTrainer(SFTTrainer):
         """Write none at checkpoints: the recipe writes the card when there are figures for it."""
 
     def tune(self) -> dict[str, object]:
-        """Tune from the start or from where a run stopped; return `report`."""
+        """Tune from the start or from where a run stopped; return `report`.
+
+        Raises:
+            ValueError: The tuning diverged.
+        """
         disable_progress_bar()  # of every checkpoint's shards, which would be drawn below our own
         self.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
+        alone = {"exclude_seen": False, "rerank": False, "memory": False}
+        if not self.ttds.recommend_rows([self.split.training[0]], 1, **alone)[0]:
+            raise ValueError(
+                f"The tuning diverged at `learning_rate` {self.args.learning_rate}: what the model "
+                "says is NaN; lower it."
+            )
         return self.report()
 
     def tuned(self) -> TTDSForCausalLM:

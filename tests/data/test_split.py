@@ -131,6 +131,16 @@ def test_an_empty_test_split_is_one_that_is_given(tmp_path):
         check_split(split)
 
 
+def test_users_of_one_split_each_have_no_history(tmp_path):
+    parts = {"train": "uv", "validation": "wx", "test": "yz"}
+    for name, users in parts.items():
+        rows = [(user, item, place) for user in users for place, item in enumerate("abc")]
+        parts[name] = pd.DataFrame(rows, columns=["user_id", "item_id", "position"])
+    split = split_data(read_data(write_folder(tmp_path, parts, "csv")))
+    with pytest.raises(ValueError, match="No user with a validation target has a history before"):
+        check_split(split)
+
+
 def test_a_repeated_position_counts_within_a_part_only(tmp_path):
     parts = frames("within")
     parts["train"].loc[1, "position"] = 0

@@ -1,5 +1,7 @@
 """Baselines against plain loops, and against published counts where the data is at hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,20 @@ def test_rank_puts_the_first_of_equal_scores_first(split):
         scores = values.copy()
         scores[split.history(user, "test")] = -np.inf
         assert found.tolist() == np.argsort(-scores, kind="stable")[:20].tolist()
+
+
+def test_no_list_shows_the_history_however_few_the_items_are():
+    training = [np.array(h) for h in ([0, 1, 2], [2, 1, 3])]
+    fields = {name: [""] * 4 for name in ("title", "brand", "categories", "description", "price")}
+    data = Data(Catalogue(list("abcd"), fields), ["u", "v"], training)
+    split = Split(data, training, np.full(2, -1), np.array([1, 0]))
+    lists = popularity(split, "test", 4).tolist()
+    assert lists == [[3, -1, -1, -1], [0, -1, -1, -1]]
+    found = evaluate_run(split, "test", lists)
+    assert found["HR@10"] == 0.5, "item 1 is in the history of u"
+    assert found["coverage@10"] == 0.5
+    open_split = replace(split, exclude_seen=False)
+    assert popularity(open_split, "test", 4).tolist() == [[1, 2, 0, 3]] * 2
 
 
 def test_counts_and_text_without_text_are_the_counts(split):

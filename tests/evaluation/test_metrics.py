@@ -61,6 +61,16 @@ def test_slices_and_coverage(split):
     assert np.isclose(hits, result["HR@10"] * result["users"])
 
 
+def test_a_damaged_file_of_figures_is_named(tmp_path):
+    file = tmp_path / "metrics.json"
+    report.write_json(file, {"split": "timeline"})
+    assert report.read_json(file) == {"split": "timeline"}
+    for damaged in (b"", b'{"split"', b"\xff"):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="metrics.json is no JSON .* copy it again, or delete"):
+            report.read_json(file)
+
+
 @pytest.mark.skipif(not REFEREE.exists(), reason="../shared/scoring/score.py is not here")
 @pytest.mark.parametrize("name", ["toyshop", "scientific", "beauty", "toys", "sports"])
 @pytest.mark.parametrize("which", ["validation", "test"])

@@ -243,7 +243,14 @@ def test_missing_tensor_and_file(tmp_path):
     (tmp_path / "h.safetensors").write_bytes(b"row,text")
     with pytest.raises(ValueError, match="is no safetensors file"):
         embeddings.read_text_embeddings(tmp_path / "h.safetensors", 5)
+    (tmp_path / "d.npy").mkdir()
+    np.save(tmp_path / "o.npy", np.array([[1.0, 2.0], None], dtype=object))
+    np.save(tmp_path / "t.npy", np.full((5, 2), "a"))
     np.save(tmp_path / "g.npy", np.eye(5))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "g.npy").read_bytes()[:-9])
+    for name in ("d", "o", "t", "cut"):
+        with pytest.raises(ValueError, match=f"{name}.npy is no `.npy` file of numbers"):
+            embeddings.read_text_embeddings(tmp_path / f"{name}.npy", 5)
     assert torch.equal(embeddings.read_text_embeddings(tmp_path / "g.npy", 5), torch.eye(5))
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from recipes.data.tables import write_data
 from recipes.evaluation.report import lists_folder
+from recipes.tuning.trainer import last_whole_checkpoint
 from tests.conftest import ROOT, SMALL
 
 DYNAMIC = """
@@ -140,6 +141,16 @@ def test_a_moved_run_ends_with_its_best_weights(dynamic):
     )
     for name in ("node_head.state_0", "item_reader.weight"):
         assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_a_checkpoint_whose_seal_is_damaged_is_passed_over(tmp_path, capsys):
+    for step, seal in ((2, '{"weights": 3}'), (10, '{"wei')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_text("abc")
+        (folder / "complete.json").write_text(seal)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert "checkpoint-10 was cut short and is passed over" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["shortened", "unsealed"])

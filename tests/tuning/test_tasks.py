@@ -142,6 +142,30 @@ def test_weights_say_how_many_rows_a_task_has(split, states, tokenizer, options)
     assert set(examples.validation(20)) == {"next_item", "task_next_user", "task_query"}
 
 
+def test_a_task_the_data_have_nothing_for_is_left_out(shop, options, tokenizer, capsys):
+    catalogue = shop.data.catalogue
+    none = {name: [""] * len(catalogue) for name in catalogue.fields}
+    one = none | {"title": ["", "oak kettle", *none["title"][2:]]}
+    settings = altered(options, tasks={"query": 1.0, "next_user": 0.5})
+    for fields, names in ((none, {"next_user"}), (one, {"query", "next_user"})):
+        split = split_data(replace(shop.data, catalogue=replace(catalogue, fields=fields)))
+        states = UserStates(split, settings.examples.max_history)
+        examples = Examples(split, states, tokenizer, settings.examples, 0)
+        assert set(examples.options.tasks) == names
+        assert all(examples[index]["input_ids"] for index in range(len(examples)))
+        said = "nothing that the task 'query' is made of: it is left out" in capsys.readouterr().out
+        assert said == ("query" not in names)
+
+
+def test_a_row_without_an_example_of_its_task_is_a_next_item(split, states, tokenizer, options):
+    settings = altered(options, tasks={"query": 1.0})
+    examples = Examples(split, states, tokenizer, settings.examples, 0)
+    fields = examples.past.fields  # as where one item in thousands has a text
+    examples.past.fields = {name: [""] * len(values) for name, values in fields.items()}
+    row = examples[len(examples) - 1]
+    assert row["labels"][-1] >= PLACEHOLDER_START
+
+
 def test_texts_for_alignment_belong_to_the_batch(split, states, tokenizer, options):
     examples = Examples(split, states, tokenizer, options.examples, 0)
     rows = [examples[n] for n in range(4)]

@@ -20,6 +20,9 @@ def rank(
         which: `"validation"` or `"test"`.
         top_k: Length of the lists, cut to the catalogue.
         scores: Function from users to scores (num_users, num_items).
+
+    Returns:
+        Item rows, (num_users_with_target, top_k), padded with -1 where fewer may appear.
     """
     lists = []
     for users in _chunks(split.users(which)):
@@ -53,11 +56,12 @@ def recency(split: Split, which: str, users: np.ndarray, decay: float) -> sp.csr
 
 
 def _best(values: np.ndarray, top_k: int) -> np.ndarray:
-    """Return where the highest values are, best first, of equal ones the first."""
+    """Return where the highest values are, best first, of equal ones the first; -1 for none."""
     top_k = min(top_k, len(values))
     least = np.partition(values, -top_k)[-top_k]
     candidates = np.flatnonzero(values >= least)
-    return candidates[np.argsort(-values[candidates], kind="stable")[:top_k]]
+    best = candidates[np.argsort(-values[candidates], kind="stable")[:top_k]]
+    return np.where(values[best] > -np.inf, best, -1)
 
 
 def _chunks(users: np.ndarray) -> Iterator[np.ndarray]:

@@ -156,7 +156,7 @@ def fit_sasrec(
 
 
 def rank_sasrec(model: SASRec, split: Split, which: str, top_k: int) -> np.ndarray:
-    """Rank the catalogue for every user with a target; items that came after the fit are last.
+    """Rank the catalogue for every user with a target; items that came after the fit are left out.
 
     Args:
         model: A fitted model.
