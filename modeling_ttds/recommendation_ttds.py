@@ -20,7 +20,7 @@ from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
 
 LARGE = 5_000  # items of a catalogue from which more candidates are worth their time
-NEVER = -1e4  # logit of what pads
+NEVER = -1e4  # logit or log-probability of what pads
 
 
 @dataclass(frozen=True)
@@ -346,6 +346,8 @@ class TTDSRecommendationMixin:
         found = search(self, prefix, allowed, num_beams, priors, proposed.clamp_min(0))
         items = _with_beams(proposed, found.items)
         log_probs = torch.cat([found.also, found.log_probs], 1)
+        # What pads stands for no candidate, so it is never the best of them.
+        log_probs = log_probs.masked_fill((items < 0)[..., None], NEVER)
         generated = generated_scores(items, found.items, found.scores)
         return items, recall.features(items.clamp_min(0), log_probs, generated), found.items
 

@@ -44,6 +44,21 @@ def answers(model):
     return lists + [model.recommend(asked[:2], queries=["walnut kettle", "oak board"])]
 
 
+def test_a_list_is_the_same_whoever_else_asks(folder):
+    model = loaded(folder)
+    names = [entry["item_id"] for entry in model.catalogue]
+    # Some may be shown three of them, some all: the batch is padded.
+    histories, allowed = [names[5:12], [], names[40:42]], names[3:13]
+    for options in ({}, {"rerank": False}, {"queries": ["walnut kettle", "board", "oak"]}):
+        together = model.recommend(histories, allowed=allowed, **options)
+        for user, (history, found) in enumerate(zip(histories, together, strict=True)):
+            own = {name: asked and [asked[user]] for name, asked in options.items()}
+            (alone,) = model.recommend([history], allowed=allowed, **own)
+            assert [entry.item_id for entry in found] == [entry.item_id for entry in alone]
+            scores = ([entry.score for entry in entries] for entries in (found, alone))
+            torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("changing", [False, True])
 @pytest.mark.parametrize("asking", [False, True])
 @pytest.mark.parametrize("loading", [False, True])
