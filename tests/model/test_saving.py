@@ -276,6 +276,18 @@ def test_torch_saves_what_was_loaded(model, tmp_path):
         assert torch.equal(tensor, state[name])
 
 
+def test_a_state_that_is_loaded_into_a_model_is_all_that_it_answers_by(model):
+    fresh, histories = copy.deepcopy(model), [[], [model.catalogue[3]["item_id"]]]
+    model.recommend(histories)
+    state = copy.deepcopy(model.state_dict())
+    state["cooccurrence.items"] = state["cooccurrence.items"].flip(0)
+    state["item_sids"] = state["item_sids"].flip(0)
+    for other in (model, fresh):
+        other.load_state_dict(state)
+    assert model.cooccurrence.popular(9).tolist() == fresh.cooccurrence.popular(9).tolist()
+    assert model.recommend(histories) == fresh.recommend(histories)
+
+
 def test_a_trie_is_never_that_of_another_table():
     model = make_model()
     for number in range(20):
