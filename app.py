@@ -266,6 +266,8 @@ class Shop:
         """
         item = {"title": title, "brand": brand, "category": category, "description": description}
         item = {name: clean(text, name, name == "title") for name, text in item.items()}
+        if not self._model_of(request).knows_words([" ".join(item.values())])[0]:
+            raise wrong(UNKNOWN)  # no item is like it, and any place would be arbitrary
         item["categories"] = item.pop("category")
         with self.lock:
             items = self.added.get(request.session_hash, ())
