@@ -227,7 +227,7 @@ def test_what_is_wrong_is_refused_by_name_and_nothing_breaks(serve, loaded):
 
 
 def test_items_join_and_leave_for_who_has_the_token(serve, loaded):
-    client, _ = serve()
+    client, service = serve()
     first = loaded.catalogue[0]["item_id"]
     new = {"items": [{"item_id": "new", "title": "A walnut kettle", "categories": ["A", "B"]}]}
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {SECRET}"}):
@@ -242,6 +242,10 @@ def test_items_join_and_leave_for_who_has_the_token(serve, loaded):
     assert client.post("/items/remove", json=gone, headers=BEARER).json()["items"] == 72
     assert client.post("/recommend", json={"history": ["new"]}).status_code == 422
     assert client.post("/recommend", json={"history": [first]}).json() == before
+    service.model.config.text_encoder = "/no/such/encoder"
+    answer = client.post("/items", json=new, headers=BEARER)
+    assert answer.status_code == 422 and "cannot be loaded" in answer.json()["detail"]
+    assert client.get("/health").json()["items"] == 72
 
 
 def test_without_a_token_nothing_changes(serve):
