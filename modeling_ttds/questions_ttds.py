@@ -28,6 +28,7 @@ from .trie_ttds import TTDSCandidates, TTDSTrie
 
 ALIKE = 0.5  # cosine above which two texts are called alike
 NUM_BUYERS = 10
+AT_ONCE = 64  # items whose like is sought together
 NUM_NEAR = 100  # items whose words a query is compared with
 LONGEST_QUERY = 32
 
@@ -69,15 +70,15 @@ class TTDSQuestionsMixin:
             ValueError: An item is unknown, or the model was not tuned for the question.
         """
         rows = [[row] for row in self.item_rows(item_ids, "item_ids")]
-        top_k = as_count(top_k, "top_k")
+        top_k, lists = as_count(top_k, "top_k"), []
         mask = self.allowed_mask(allowed)
-        if not rows:
-            return []
-        prompts = [self._prompt("bought_together", items=[row]) for row in rows]
-        candidates = TTDSCandidates(self.trie, mask, pad_rows(rows, None, self.device))
         with evaluating(self):
-            found = beam_search(self, *self._bound(prompts), candidates, max(50, top_k))
-        return self._named(best_pairs(*found, top_k))
+            for part in (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE)):
+                prompts = [self._prompt("bought_together", items=[row]) for row in part]
+                candidates = TTDSCandidates(self.trie, mask, pad_rows(part, None, self.device))
+                found = beam_search(self, *self._bound(prompts), candidates, max(50, top_k))
+                lists += best_pairs(*found, top_k)
+        return self._named(lists)
 
     @reading
     @torch.no_grad()

@@ -57,6 +57,10 @@ def test_a_list_is_the_same_whoever_else_asks(folder):
             assert [entry.item_id for entry in found] == [entry.item_id for entry in alone]
             scores = ([entry.score for entry in entries] for entries in (found, alone))
             torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
+    alike = model.similar_items(names, top_k=3)  # more than are sought at once
+    for row in (0, len(names) - 1):
+        (alone,) = model.similar_items(names[row : row + 1], top_k=3)
+        assert [entry.item_id for entry in alike[row]] == [entry.item_id for entry in alone]
 
 
 @pytest.mark.parametrize("changing", [False, True])
