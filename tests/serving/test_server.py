@@ -248,11 +248,14 @@ def test_items_join_and_leave_for_who_has_the_token(serve, loaded):
     assert client.get("/health").json()["items"] == 72
 
 
-def test_without_a_token_nothing_changes(serve):
-    client, _ = serve(token=None)
+@pytest.mark.parametrize("token", [None, ""])
+def test_without_a_token_nothing_changes(serve, token):
+    client, _ = serve(token=token)
     for route in ("/items", "/items/remove", "/reload"):
-        answer = client.post(route, json={}, headers=BEARER)
-        assert answer.status_code == 403 and f"start it with {TOKEN}" in answer.json()["detail"]
+        for headers in (BEARER, {}):
+            answer = client.post(route, json={}, headers=headers)
+            assert answer.status_code == 403
+            assert f"start it with {TOKEN}" in answer.json()["detail"]
 
 
 def test_a_reload_loses_no_request(serve, loaded, tmp_path):
