@@ -266,6 +266,15 @@ def test_a_visitor_adds_a_bounded_number_of_items(client):
         ask(client, "add_item", "One more kettle")
 
 
+def test_what_is_no_model_of_items_is_refused_in_a_sentence(built, tmp_path):
+    with pytest.raises(SystemExit, match="^No model at"):
+        app.main(str(tmp_path))
+    built.model.save_pretrained(tmp_path)
+    kind = built.model.config.model_type
+    with pytest.raises(SystemExit, match=f"holds a '{kind}' model without a catalogue"):
+        app.main(str(tmp_path))
+
+
 # The model with an item more
 
 
