@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from .arguments_ttds import as_count, as_item_ids
 from .cooccurrence_ttds import TTDSNeighbours
 from .generation_ttds import beam_search, score_items
-from .lock_ttds import reading
+from .lock_ttds import asking
 from .nearest_ttds import nearest_texts
 from .nodes_ttds import TTDSNodeTable
 from .recommendation_ttds import (
@@ -54,8 +54,7 @@ class TTDSExplanation:
 class TTDSQuestionsMixin:
     """What `TTDSForCausalLM` can be asked beside the next item, where it was tuned for it."""
 
-    @reading
-    @torch.no_grad()
+    @asking
     def similar_items(
         self, item_ids: Sequence[str], top_k: int = 10, allowed: Iterable[str] | None = None
     ) -> list[list[TTDSRecommendation]]:
@@ -80,8 +79,7 @@ class TTDSQuestionsMixin:
                 lists += best_pairs(*found, top_k)
         return self._named(lists)
 
-    @reading
-    @torch.no_grad()
+    @asking
     def next_users(
         self,
         item_id: str,
@@ -126,8 +124,7 @@ class TTDSQuestionsMixin:
         best, order = scores.sort(descending=True, stable=True)
         return list(zip(order.tolist(), best.tolist(), strict=True))[:top_k]
 
-    @reading
-    @torch.no_grad()
+    @asking
     def profiles(self, histories: Sequence[Sequence[str]], max_new_tokens: int = 32) -> list[str]:
         """Describe the taste behind histories in words.
 
@@ -188,8 +185,7 @@ class TTDSQuestionsMixin:
                 prompts.append(self._prompt("query", texts))
         return self._bound(prompts, sids)
 
-    @reading
-    @torch.no_grad()
+    @asking
     def rerank_rows(
         self,
         histories: Sequence[Sequence[int]],
@@ -223,8 +219,7 @@ class TTDSQuestionsMixin:
         with evaluating(self):
             return best_pairs(*best_first(items, self.reranker(features)), top_k)
 
-    @reading
-    @torch.no_grad()
+    @asking
     def knows_words(self, queries: Sequence[str]) -> list[bool]:
         """Return which queries have a word that the model knows.
 
@@ -274,8 +269,7 @@ class TTDSQuestionsMixin:
         ids, mask = pad_prompts(prompts, self.device)
         return self.bind(ids, user_sids), mask
 
-    @reading
-    @torch.no_grad()
+    @asking
     def explain(self, history: Sequence[str], items: Sequence[str]) -> list[TTDSExplanation]:
         """Say what language model, co-occurrence memory and texts hold of items after a history.
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from .arguments_ttds import as_count, as_flag, as_histories, as_item_ids, as_list, unordered
 from .configuration_ttds import placeholder_ids
 from .generation_ttds import TTDSPrefix, search
-from .lock_ttds import reading
+from .lock_ttds import asking, reading
 from .nearest_ttds import nearest_texts
 from .priors_ttds import TTDSNodeStatistics, TTDSPriors
 from .records_ttds import as_text, shown
@@ -193,8 +193,7 @@ class TTDSRecommendationMixin:
             rows.append([row for row in known if row >= 0])
         return rows
 
-    @reading
-    @torch.no_grad()
+    @asking
     def recommend_rows(
         self,
         histories: Sequence[Sequence[int]],

@@ -110,6 +110,24 @@ def test_a_model_in_double_precision_answers_everything(folder):
     assert double.item_text.dtype == double.embed_texts(["kettle", ""]).dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_makes_no_difference(folder, dtype):
+    model, halved = loaded(folder), loaded(folder)
+
+    def found(model):
+        names = [entry["item_id"] for entry in model.catalogue]
+        others = model.similar_items(names[:2]), model.explain(names[:3], names[9:])
+        return answers(model), *others, model.next_users(names[0], [names[1:3], []])
+
+    expected = found(model), found(changed(model))
+    with torch.autocast("cpu", dtype):
+        assert (found(halved), found(changed(halved))) == expected
+        ids, mask = model.history_prompts([[], [3]], [[], [3]])
+        ids = model.bind(ids)
+        loss = halved(input_ids=ids, attention_mask=mask, labels=ids).loss
+    assert abs(loss - model(input_ids=ids, attention_mask=mask, labels=ids).loss) < 0.05
+
+
 def test_nothing_asked_is_nothing_answered(folder):
     model = loaded(folder)
     assert model.similar_items([]) == [] == model.recommend([]) == model.recommend([], queries=[])
