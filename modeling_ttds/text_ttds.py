@@ -85,7 +85,7 @@ class TTDSTokenTable(TTDSFloat32):
         return F.normalize(embeddings, dim=-1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_with_transformer(
     encode: Callable[[Tensor, Tensor], Tensor],
     token_ids: Sequence[Sequence[int]],
