@@ -219,6 +219,9 @@ class TTDSConstraint(LogitsProcessor):
         candidates: Which items may appear after each prompt; all by default.
         prompts: Which prompts are answered by an item, (batch,), the others being left alone; all
             by default.
+
+    Raises:
+        ValueError: No item may appear after a prompt.
     """
 
     def __init__(
@@ -236,6 +239,8 @@ class TTDSConstraint(LogitsProcessor):
         self.num_codes = num_codes
         self.candidates = candidates
         self.prompts = prompts
+        if candidates is not None:
+            _check_enough(candidates, prompts, 1)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask and renormalise the scores (batch * beams, vocab_size) of the next token.
@@ -279,11 +284,13 @@ class TTDSConstraint(LogitsProcessor):
         return torch.where(prompts[:, None], masked, scores)
 
 
-def _check_enough(candidates: TTDSCandidates, prompts: Tensor, returned: int) -> None:
+def _check_enough(candidates: TTDSCandidates, prompts: Tensor | None, returned: int) -> None:
     # Beams beyond the items that may appear would say some of them again.
-    rows = torch.arange(len(prompts), device=prompts.device)
+    rows = torch.arange(len(candidates.places), device=candidates.places.device)
     counts = candidates.count(torch.zeros_like(rows), 0, rows)
-    short = prompts & (counts < returned)
+    short = counts < returned
+    if prompts is not None:
+        short &= prompts
     if not short.any():
         return
     row = int(short.nonzero()[0])
@@ -389,7 +396,8 @@ class TTDSGenerationMixin(GenerationMixin):
             kwargs.get(name) or getattr(config, name) or 1
             for name in ("num_beams", "num_return_sequences")
         )
-        _check_enough(candidates, prompts, returned if beams > 1 else 1)
+        if beams > 1:
+            _check_enough(candidates, prompts, returned)
         for name, ours in added.items():
             bound.arguments[name] = type(ours)([*(bound.arguments.get(name) or []), *ours])
         return super().generate(*bound.args, **bound.kwargs)
