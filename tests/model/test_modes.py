@@ -110,6 +110,17 @@ def test_a_model_in_double_precision_answers_everything(folder):
     assert double.item_text.dtype == double.embed_texts(["kettle", ""]).dtype == torch.float64
 
 
+def test_texts_and_embeddings_are_read_wherever_torch_puts_what_it_makes(folder):
+    model = loaded(folder)
+    model.config.text_encoder = "backbone"
+    start = model.config.sid_token_start
+    rows = model.get_input_embeddings().weight[start : start + 5]
+    expected = model.embed_texts(["a walnut kettle", ""])
+    with torch.device("meta"):
+        assert torch.equal(model.embed_texts(["a walnut kettle", ""]), expected)
+        assert model.ids_of(rows).tolist() == list(range(start, start + 5))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_makes_no_difference(folder, dtype):
     model, halved = loaded(folder), loaded(folder)
