@@ -266,6 +266,8 @@ class Shop:
         """
         item = {"title": title, "brand": brand, "category": category, "description": description}
         item = {name: clean(text, name, name == "title") for name, text in item.items()}
+        if not self._model_of(request).knows_words([" ".join(item.values())])[0]:
+            raise wrong(UNKNOWN)  # no item is like it, and any place would be arbitrary
         item["categories"] = item.pop("category")
         with self.lock:
             items = self.added.get(request.session_hash, ())
@@ -604,8 +606,14 @@ def main(name: str) -> None:
     """Load the model and serve the page."""
     try:
         model = AutoModel.from_pretrained(name, trust_remote_code=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"No model at {name!r}; `make demo` trains one. {error}") from None
+    if not getattr(model, "catalogue", None):
+        kind = model.config.model_type
+        raise SystemExit(
+            f"{name!r} holds a {kind!r} model without a catalogue, so it has nothing to recommend; "
+            "name a folder that recipes/sft.py wrote."
+        )
     build(Shop(model)).queue(max_size=100).launch(theme=THEME, css=CSS)
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from .arguments_ttds import as_item_ids, as_list, unordered
 from .cooccurrence_ttds import TTDSCooccurrence
 from .entries_ttds import TTDSEntries
+from .lock_ttds import asking
 from .records_ttds import as_text, item_records, shown
 from .sid_ttds import unique_sids
 from .text_ttds import encode_by_encoder, encode_with_transformer, item_text, normalised
@@ -105,7 +106,7 @@ class TTDSCatalogueMixin:
         """Tell the tokenizer today's semantic IDs, for `encode_items` and `decode_items`."""
         self.tokenizer.table = TTDSTable(list(self.row_of), self.item_sids.clone())
 
-    @torch.no_grad()
+    @asking
     def embed_texts(self, texts: Iterable[str]) -> Tensor:
         """Return text embeddings as `config.text_encoder` makes them, (num_texts, text_dim).
 
@@ -173,7 +174,8 @@ class TTDSCatalogueMixin:
         """
         records = item_records(items)
         # The tables outlive the call: they are to be plain ones, whatever mode the caller is in.
-        with self.lock.one_writer, torch.inference_mode(False), torch.no_grad():
+        whole = torch.autocast(self.device.type, enabled=False)
+        with self.lock.one_writer, torch.inference_mode(False), torch.no_grad(), whole:
             new = {}
             for number, record in enumerate(records):
                 if record["item_id"] in self.row_of or record["item_id"] in new:

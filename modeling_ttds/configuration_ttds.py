@@ -204,6 +204,8 @@ class TTDSConfig(PreTrainedConfig):
                 raise ValueError(
                     f"`{name}` is {item} for items and {user} for users; both towers need the same."
                 )
+        if self.max_history < 1:
+            raise ValueError(f"`max_history` is {self.max_history}; it must be at least 1.")
         if not 0 <= self.soft_target_weight < 1:
             raise ValueError(
                 f"`soft_target_weight` is {self.soft_target_weight}; it must be in [0, 1)."

@@ -69,10 +69,13 @@ class TTDSCooccurrence(TTDSFloat32):
         Args:
             number: How many.
         """
-        made_of, order = self.__dict__.get("_popular", (None, ()))
-        if made_of is not self.items or len(order) < min(number, len(self.items)):
+        # Written into it is another table; one made in `torch.inference_mode` does not count that.
+        version = 0 if self.items.is_inference() else self.items._version
+        made_of, then, order = self.__dict__.get("_popular", (None, 0, ()))
+        same = made_of is self.items and then == version
+        if not same or len(order) < min(number, len(self.items)):
             order = self.popularity.topk(min(max(number, 1024), len(self.items))).indices
-            self.__dict__["_popular"] = self.items, order
+            self.__dict__["_popular"] = self.items, version, order
         return order[:number]
 
     def extend(self, num_new: int) -> None:

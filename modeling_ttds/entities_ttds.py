@@ -474,5 +474,6 @@ def _bits(vectors: Tensor) -> Tensor:
     """Return a number per vector, (...): other ones for vectors that differ in any bit."""
     bits = vectors.float().contiguous().view(torch.int32).long()
     draw = torch.Generator().manual_seed(0)
-    weights = torch.randint(1, 2**62, bits.shape[-1:], generator=draw)
+    # As the generator is, wherever torch puts what has no device of its own.
+    weights = torch.randint(1, 2**62, bits.shape[-1:], generator=draw, device="cpu")
     return (bits * weights.to(bits.device)).sum(-1)

@@ -219,6 +219,9 @@ class TTDSConstraint(LogitsProcessor):
         candidates: Which items may appear after each prompt; all by default.
         prompts: Which prompts are answered by an item, (batch,), the others being left alone; all
             by default.
+
+    Raises:
+        ValueError: No item may appear after a prompt.
     """
 
     def __init__(
@@ -236,12 +239,14 @@ class TTDSConstraint(LogitsProcessor):
         self.num_codes = num_codes
         self.candidates = candidates
         self.prompts = prompts
+        if candidates is not None:
+            _check_enough(candidates, prompts, 1)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask and renormalise the scores (batch * beams, vocab_size) of the next token.
 
         Raises:
-            ValueError: No item may appear, or all levels have their code already.
+            ValueError: The catalogue is empty, or all levels have their code already.
         """
         depth = input_ids.shape[1] - self.prompt_length
         if depth >= self.trie.num_levels:
@@ -269,10 +274,7 @@ class TTDSConstraint(LogitsProcessor):
             prompt = torch.arange(num_prompts, device=children.device)
             prompt = prompt.repeat_interleave(children.numel() // num_prompts)
             count = self.candidates.count(children.flatten(), depth + 1, prompt)
-            legal = (count > 0).view_as(children)
-            if depth == 0:
-                self._check_some(legal & real)
-            found = found.masked_fill(~legal, -torch.inf)
+            found = found.masked_fill((count == 0).view_as(children), -torch.inf)
         # What pads a row of children repeats its first: the real one stays.
         masked = torch.full_like(scores, -torch.inf)
         masked = masked.scatter_reduce(1, tokens, found.to(scores.dtype), "amax")
@@ -281,16 +283,26 @@ class TTDSConstraint(LogitsProcessor):
         prompts = self.prompts.repeat_interleave(len(scores) // len(self.prompts))
         return torch.where(prompts[:, None], masked, scores)
 
-    def _check_some(self, legal: Tensor) -> None:
-        none = ~legal.any(1)
-        if self.prompts is not None:
-            none &= self.prompts.repeat_interleave(len(legal) // len(self.prompts))
-        if none.any():
-            row = int(none.nonzero()[0]) // (len(legal) // len(self.candidates.places))
-            raise ValueError(
-                f"No item may appear after prompt {row}: `allowed` and the items not seen yet have "
-                "none in common; allow more."
-            )
+
+def _check_enough(candidates: TTDSCandidates, prompts: Tensor | None, returned: int) -> None:
+    # Beams beyond the items that may appear would say some of them again.
+    rows = torch.arange(len(candidates.places), device=candidates.places.device)
+    counts = candidates.count(torch.zeros_like(rows), 0, rows)
+    short = counts < returned
+    if prompts is not None:
+        short &= prompts
+    if not short.any():
+        return
+    row = int(short.nonzero()[0])
+    if not counts[row]:
+        raise ValueError(
+            f"No item may appear after prompt {row}: `allowed` and the items not seen yet have "
+            "none in common; allow more."
+        )
+    raise ValueError(
+        f"`num_return_sequences` is {returned}, but of all items {counts[row]} may appear after "
+        f"prompt {row}; ask for no more."
+    )
 
 
 class TTDSItemEnd(StoppingCriteria):
@@ -338,8 +350,9 @@ class TTDSGenerationMixin(GenerationMixin):
             **kwargs: As of `GenerationMixin.generate`.
 
         Raises:
-            ValueError: No item may appear after a prompt, an item is unknown, there are items
-                `allowed` and no next-item prompt, or the ids are no tensor of two dimensions.
+            ValueError: No item may appear after a prompt, or fewer than its beams are to return, an
+                item is unknown, there are items `allowed` and no next-item prompt, or the ids are
+                no tensor of two dimensions.
         """
         name, ids = "inputs", inputs
         if inputs is None:
@@ -363,12 +376,13 @@ class TTDSGenerationMixin(GenerationMixin):
         seen = self.context(visible_ids(ids, kwargs.get("attention_mask"))).items
         if not self.config.exclude_seen:
             seen = torch.full_like(seen, -1)
+        candidates = TTDSCandidates(trie, mask, seen)
         constraint = TTDSConstraint(
             trie,
             ids.shape[1],
             self.config.sid_token_start,
             tower.num_codes,
-            TTDSCandidates(trie, mask, seen),
+            candidates,
             prompts,
         )
         end = TTDSItemEnd(prompts, ids.shape[1] + tower.num_levels)
@@ -377,6 +391,13 @@ class TTDSGenerationMixin(GenerationMixin):
             "stopping_criteria": StoppingCriteriaList([end]),
         }
         bound = signature(super().generate).bind(inputs, *args, **kwargs)
+        config = bound.arguments.get("generation_config") or self.generation_config
+        beams, returned = (
+            kwargs.get(name) or getattr(config, name) or 1
+            for name in ("num_beams", "num_return_sequences")
+        )
+        if beams > 1:
+            _check_enough(candidates, prompts, returned)
         for name, ours in added.items():
             bound.arguments[name] = type(ours)([*(bound.arguments.get(name) or []), *ours])
         return super().generate(*bound.args, **bound.kwargs)

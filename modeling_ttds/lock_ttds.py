@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 
+import torch
+
 
 class TTDSLock:
     """Many readers at once, or one writer; writers go one after the other, before new readers.
@@ -66,3 +68,22 @@ def reading(method: Callable) -> Callable:
             return method(self, *args, **kwargs)
 
     return locked
+
+
+def asking(method: Callable) -> Callable:
+    """Let a method answer by one state of its catalogue, without gradients and in full precision.
+
+    In half precision, to which `torch.autocast` would take it, near semantic IDs change places and
+    large numbers become infinite.
+
+    Args:
+        method: As of `reading`; its class also says on which `device` it is.
+    """
+
+    @wraps(method)
+    @torch.no_grad()
+    def answered(self, *args, **kwargs):
+        with self.lock.reading(), torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return answered

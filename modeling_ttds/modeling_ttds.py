@@ -1,6 +1,7 @@
 """TTDSForCausalLM: a causal language model that reads and generates semantic IDs."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -310,7 +311,8 @@ class TTDSForCausalLM(
                 their text, (num_entities, num_levels).
             entity_text_ids: Their text, padded on the right with -100, (num_entities, text_length).
             context_ids: All ids of the sequence, where `input_ids` are its last ones and a cache
-                holds those before, (batch, whole length).
+                holds those before, (batch, whole length); without them the items before do not
+                count, and a warning says so.
             **kwargs: `shift_labels` stand where they are predicted, one place before their ids,
                 and go before `labels`. `fused_lm_head=True` gives `TTDSLogProbs` of the labels, as
                 TRL's trainers want them. `return_dict=False` gives a tuple. The rest is passed on
@@ -326,6 +328,13 @@ class TTDSForCausalLM(
                 f"{'both missing' if input_ids is None else 'both given'}; give one of them."
             )
         ids = self.ids_of(inputs_embeds) if input_ids is None else input_ids
+        alone = context_ids is None and cache is not None and not torch.compiler.is_compiling()
+        if alone and (kept := int(cache.get_seq_length())):
+            warnings.warn(
+                f"`cache` holds {kept} positions and `context_ids` are missing, so the items "
+                "before `input_ids` do not count; give all ids of the sequence as `context_ids`.",
+                stacklevel=2,
+            )
         whole = ids if context_ids is None else context_ids
         whole = visible_ids(whole, attention_mask)
         context = self.context(whole, position_ids if context_ids is None else None)
@@ -416,6 +425,17 @@ class TTDSForCausalLM(
         """Return what `generate` calls where it compiles, for the catalogue of today."""
         self.prepare_tracing()
         return super().get_compiled_call(*args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs) -> None:
+        """Say no to continuous batching: its paged cache tells no ids of those before.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "`generate_batch` gives `forward` the last id of a sequence alone, and node logits "
+            "need them all; call `generate` or `recommend` with a batch."
+        )
 
     @classmethod
     def is_backend_compatible(cls) -> bool:

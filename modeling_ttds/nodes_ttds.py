@@ -477,5 +477,7 @@ def history_profiles(embeddings: tuple[Tensor, Tensor], items: Tensor, segments:
     parts = []
     for table in embeddings:
         rows = table[items.clamp_min(0)].float()  # (batch, length, dim)
-        parts.append(F.normalize(torch.einsum("bpsl,bld->bspd", weights, rows), dim=-1))
+        means = torch.einsum("bpsl,bld->bspd", weights, rows)
+        # In half precision, as under `autocast`, an empty history would be divided by zero.
+        parts.append(F.normalize(means.float(), dim=-1))
     return torch.cat(parts, -1)

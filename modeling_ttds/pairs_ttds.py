@@ -57,8 +57,11 @@ class TTDSNodePairs(nn.Module):
             before: The old trie.
             after: The new trie.
         """
-        self.source = nn.Parameter(self.source[items.clamp_min(0)] * (items >= 0)[:, None])
+        learns = self.source.requires_grad
+        moved = self.source[items.clamp_min(0)] * (items >= 0)[:, None]
+        self.source = nn.Parameter(moved, learns)
         for depth in range(1, after.num_levels + 1):
             old = before.walk(after.paths(depth))[-1]
             target = self.targets[depth - 1]
-            self.targets[depth - 1] = nn.Parameter(target[old.clamp_min(0)] * (old >= 0)[:, None])
+            moved = target[old.clamp_min(0)] * (old >= 0)[:, None]
+            self.targets[depth - 1] = nn.Parameter(moved, learns)

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from .arguments_ttds import as_count, as_item_ids
 from .cooccurrence_ttds import TTDSNeighbours
 from .generation_ttds import beam_search, score_items
-from .lock_ttds import reading
+from .lock_ttds import asking
 from .nearest_ttds import nearest_texts
 from .nodes_ttds import TTDSNodeTable
 from .recommendation_ttds import (
@@ -28,6 +28,7 @@ from .trie_ttds import TTDSCandidates, TTDSTrie
 
 ALIKE = 0.5  # cosine above which two texts are called alike
 NUM_BUYERS = 10
+AT_ONCE = 64  # items whose like is sought together
 NUM_NEAR = 100  # items whose words a query is compared with
 LONGEST_QUERY = 32
 
@@ -53,8 +54,7 @@ class TTDSExplanation:
 class TTDSQuestionsMixin:
     """What `TTDSForCausalLM` can be asked beside the next item, where it was tuned for it."""
 
-    @reading
-    @torch.no_grad()
+    @asking
     def similar_items(
         self, item_ids: Sequence[str], top_k: int = 10, allowed: Iterable[str] | None = None
     ) -> list[list[TTDSRecommendation]]:
@@ -69,18 +69,17 @@ class TTDSQuestionsMixin:
             ValueError: An item is unknown, or the model was not tuned for the question.
         """
         rows = [[row] for row in self.item_rows(item_ids, "item_ids")]
-        top_k = as_count(top_k, "top_k")
+        top_k, lists = as_count(top_k, "top_k"), []
         mask = self.allowed_mask(allowed)
-        if not rows:
-            return []
-        prompts = [self._prompt("bought_together", items=[row]) for row in rows]
-        candidates = TTDSCandidates(self.trie, mask, pad_rows(rows, None, self.device))
         with evaluating(self):
-            found = beam_search(self, *self._bound(prompts), candidates, max(50, top_k))
-        return self._named(best_pairs(*found, top_k))
+            for part in (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE)):
+                prompts = [self._prompt("bought_together", items=[row]) for row in part]
+                candidates = TTDSCandidates(self.trie, mask, pad_rows(part, None, self.device))
+                found = beam_search(self, *self._bound(prompts), candidates, max(50, top_k))
+                lists += best_pairs(*found, top_k)
+        return self._named(lists)
 
-    @reading
-    @torch.no_grad()
+    @asking
     def next_users(
         self,
         item_id: str,
@@ -125,8 +124,7 @@ class TTDSQuestionsMixin:
         best, order = scores.sort(descending=True, stable=True)
         return list(zip(order.tolist(), best.tolist(), strict=True))[:top_k]
 
-    @reading
-    @torch.no_grad()
+    @asking
     def profiles(self, histories: Sequence[Sequence[str]], max_new_tokens: int = 32) -> list[str]:
         """Describe the taste behind histories in words.
 
@@ -187,8 +185,7 @@ class TTDSQuestionsMixin:
                 prompts.append(self._prompt("query", texts))
         return self._bound(prompts, sids)
 
-    @reading
-    @torch.no_grad()
+    @asking
     def rerank_rows(
         self,
         histories: Sequence[Sequence[int]],
@@ -222,8 +219,7 @@ class TTDSQuestionsMixin:
         with evaluating(self):
             return best_pairs(*best_first(items, self.reranker(features)), top_k)
 
-    @reading
-    @torch.no_grad()
+    @asking
     def knows_words(self, queries: Sequence[str]) -> list[bool]:
         """Return which queries have a word that the model knows.
 
@@ -273,8 +269,7 @@ class TTDSQuestionsMixin:
         ids, mask = pad_prompts(prompts, self.device)
         return self.bind(ids, user_sids), mask
 
-    @reading
-    @torch.no_grad()
+    @asking
     def explain(self, history: Sequence[str], items: Sequence[str]) -> list[TTDSExplanation]:
         """Say what language model, co-occurrence memory and texts hold of items after a history.
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from .arguments_ttds import as_count, as_flag, as_histories, as_item_ids, as_list, unordered
 from .configuration_ttds import placeholder_ids
 from .generation_ttds import TTDSPrefix, search
-from .lock_ttds import reading
+from .lock_ttds import asking, reading
 from .nearest_ttds import nearest_texts
 from .priors_ttds import TTDSNodeStatistics, TTDSPriors
 from .records_ttds import as_text, shown
@@ -20,7 +20,7 @@ from .towers_ttds import evaluating
 from .trie_ttds import TTDSCandidates
 
 LARGE = 5_000  # items of a catalogue from which more candidates are worth their time
-NEVER = -1e4  # logit of what pads
+NEVER = -1e4  # logit or log-probability of what pads
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,7 @@ class TTDSRecommendationMixin:
             rows.append([row for row in known if row >= 0])
         return rows
 
-    @reading
-    @torch.no_grad()
+    @asking
     def recommend_rows(
         self,
         histories: Sequence[Sequence[int]],
@@ -346,6 +345,8 @@ class TTDSRecommendationMixin:
         found = search(self, prefix, allowed, num_beams, priors, proposed.clamp_min(0))
         items = _with_beams(proposed, found.items)
         log_probs = torch.cat([found.also, found.log_probs], 1)
+        # What pads stands for no candidate, so it is never the best of them.
+        log_probs = log_probs.masked_fill((items < 0)[..., None], NEVER)
         generated = generated_scores(items, found.items, found.scores)
         return items, recall.features(items.clamp_min(0), log_probs, generated), found.items
 

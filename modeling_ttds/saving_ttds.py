@@ -36,6 +36,12 @@ class TTDSSavingMixin:
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
             if writes:
                 self._save_beside(save_directory)
+                # The parent deletes shards that it did not write, but neither their index nor the
+                # one file in their place, which would be loaded before them.
+                folder = Path(save_directory)
+                sharded = any(folder.glob("model-*-of-*.safetensors"))
+                other = "model.safetensors" if sharded else "model.safetensors.index.json"
+                (folder / other).unlink(missing_ok=True)
 
     def _save_beside(self, folder: str | os.PathLike) -> None:
         if self.catalogue:

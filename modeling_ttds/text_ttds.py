@@ -85,7 +85,7 @@ class TTDSTokenTable(TTDSFloat32):
         return F.normalize(embeddings, dim=-1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_with_transformer(
     encode: Callable[[Tensor, Tensor], Tensor],
     token_ids: Sequence[Sequence[int]],
@@ -111,12 +111,12 @@ def encode_with_transformer(
     steps = range(0, len(order), batch_size)
     for first in tqdm(steps, desc="embed text", unit="batch", disable=len(steps) < 10):
         rows = order[first : first + batch_size]
-        lists = [torch.tensor(token_ids[row] or [pad_token_id]) for row in rows]
+        lists = [torch.tensor(token_ids[row] or [pad_token_id], device=device) for row in rows]
         ids = nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=pad_token_id)
-        lengths = torch.tensor([len(token_ids[row]) for row in rows])
-        mask = torch.arange(ids.shape[1])[None] < lengths[:, None].clamp_min(1)
-        states = encode(ids.to(device), mask.long().to(device)).float().cpu()
-        weights = (mask & (lengths[:, None] > 0))[..., None]
+        lengths = torch.tensor([len(token_ids[row]) for row in rows], device=device)
+        mask = torch.arange(ids.shape[1], device=device)[None] < lengths[:, None].clamp_min(1)
+        states = encode(ids, mask.long()).float().cpu()
+        weights = (mask & (lengths[:, None] > 0))[..., None].cpu()
         for row, pooled in zip(rows, F.normalize((states * weights).sum(1), dim=-1), strict=True):
             embeddings[row] = pooled
     return torch.stack(embeddings)

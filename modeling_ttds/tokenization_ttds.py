@@ -152,7 +152,9 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
     @cached_property
     def _plain(self) -> tuple[Tokenizer, frozenset[int]]:
         state = json.loads(self.backend_tokenizer.to_str())
-        plain = Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))
+        # The base may have been told to cut and to pad, by a call with `truncation` for one.
+        whole = {"added_tokens": [], "truncation": None, "padding": None}
+        plain = Tokenizer.from_str(json.dumps(state | whole))
         return plain, frozenset(self.added_tokens_decoder)
 
     @cached_property

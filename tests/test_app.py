@@ -244,6 +244,7 @@ def listed(client, history):
         ("add_item", [""], "`title` is empty"),
         ("add_item", ["x" * 121], "`title` is too long"),
         ("add_item", ["A", {}], "`brand` must be text"),
+        ("add_item", ["zugzwang"], "No item has a word of this"),
     ],
 )
 def test_bad_input_gets_a_sentence(client, name, arguments, sentence):
@@ -260,9 +261,18 @@ def test_odd_text_is_only_text(client):
 
 def test_a_visitor_adds_a_bounded_number_of_items(client):
     for number in range(app.MAX_ADDED):
-        ask(client, "add_item", f"Thing {number}")
+        ask(client, "add_item", f"Kettle {number}")
     with pytest.raises(AppError, match="the most"):
-        ask(client, "add_item", "One more")
+        ask(client, "add_item", "One more kettle")
+
+
+def test_what_is_no_model_of_items_is_refused_in_a_sentence(built, tmp_path):
+    with pytest.raises(SystemExit, match="^No model at"):
+        app.main(str(tmp_path))
+    built.model.save_pretrained(tmp_path)
+    kind = built.model.config.model_type
+    with pytest.raises(SystemExit, match=f"holds a '{kind}' model without a catalogue"):
+        app.main(str(tmp_path))
 
 
 # The model with an item more

@@ -161,7 +161,7 @@ def _together(model: Any, requests: Sequence[Request]) -> list[Entries | ValueEr
             queries=[request["query"] for request in requests] if "query" in first else None,
             unknown=first.get("unknown", "error"),
         )
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # the text encoder that a query needs may be gone
         if len(requests) == 1:
             text = str(error)
             for theirs, ours in AS_POSTED.items():

@@ -203,7 +203,7 @@ def build_app(service: Service, token: str | None) -> FastAPI:
     def allowed(
         bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
     ) -> None:
-        if token is None:
+        if not token:  # an empty one is what a variable holds that nobody has set
             raise HTTPException(
                 403, f"This server takes no changes; start it with {TOKEN} in its environment."
             )
@@ -221,8 +221,9 @@ def build_app(service: Service, token: str | None) -> FastAPI:
     app.add_middleware(BodyLimit)
     changes = {"dependencies": [Depends(allowed)], "response_model": Health}
 
+    @app.exception_handler(OSError)  # a model or a text encoder that cannot be loaded
     @app.exception_handler(ValueError)
-    async def refused(_: Request, error: ValueError) -> JSONResponse:
+    async def refused(_: Request, error: OSError | ValueError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
     @app.exception_handler(RequestValidationError)
@@ -275,10 +276,7 @@ def build_app(service: Service, token: str | None) -> FastAPI:
     async def reload(what: Reload) -> dict[str, Any]:
         """Serve a newer state of the model, or another model; requests go on meanwhile."""
         async with service.changing:
-            try:
-                await asyncio.to_thread(service.reload, what.model or service.name)
-            except OSError as error:
-                raise HTTPException(422, str(error)) from None
+            await asyncio.to_thread(service.reload, what.model or service.name)
             return service.health()
 
     return app

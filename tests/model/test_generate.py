@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
-from tests.model.test_generation import LEVELS, SHAPES, START, make_model
+from modeling_ttds.generation_ttds import TTDSConstraint
+from modeling_ttds.trie_ttds import TTDSCandidates
+from tests.model.test_generation import CODES, ITEMS, LEVELS, SHAPES, START, make_model
 
 OPTIONS = {"do_sample": False, "pad_token_id": 0}
 
@@ -97,6 +100,20 @@ def test_only_allowed_items_and_never_none():
     for allowed in ([], ["i1", "i2"]):
         with pytest.raises(ValueError, match="No item may appear after prompt 0"):
             model.generate(input_ids=ids, allowed=allowed, **OPTIONS)
+    none = TTDSCandidates(model.trie, torch.zeros(ITEMS, dtype=torch.bool), ids[:, :0])
+    with pytest.raises(ValueError, match="No item may appear after prompt 0"):
+        TTDSConstraint(model.trie, ids.shape[1], START, CODES, none)
+    lists = {"allowed": ["i7", "i1", "i8"], "num_beams": 5, "length_penalty": 0.0, **OPTIONS}
+    made = model.generate(input_ids=ids, num_return_sequences=2, **lists)
+    assert sorted(items_of(model, made)) == ["i7", "i8"]
+    for number in (
+        {"num_return_sequences": 3},
+        {"generation_config": GenerationConfig(num_beams=5, num_return_sequences=3)},
+    ):
+        with pytest.raises(ValueError, match="is 3, but of all items 2 may appear after prompt 0"):
+            model.generate(input_ids=ids, **lists, **number)
+    drawn = {"allowed": ["i7"], "do_sample": True, "num_return_sequences": 3, "pad_token_id": 0}
+    assert items_of(model, model.generate(input_ids=ids, **drawn)) == ["i7"] * 3
     with pytest.raises(ValueError, match="unknown item 'zz'"):
         model.generate(input_ids=ids, allowed=["zz"], **OPTIONS)
     with pytest.raises(ValueError, match="no prompt asks for the next item"):

@@ -267,7 +267,9 @@ def test_new_items_change_no_weight_and_no_semantic_id(model, tmp_path):
     old_ids = [entry["item_id"] for entry in model.catalogue]
     weights = {name: value.clone() for name, value in model.named_parameters()}
     codes = model.item_sids.clone()
+    model.requires_grad_(False)
     model.add_items([NEW, {"item_id": "blank"}])
+    assert not any(value.requires_grad for value in model.parameters()), "frozen as before"
     assert torch.equal(model.item_sids[:-2], codes)
     assert len(model.item_sids.unique(dim=0)) == len(codes) + 2
     for name, value in model.named_parameters():  # vectors of pairs get rows for what is new

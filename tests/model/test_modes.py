@@ -44,6 +44,25 @@ def answers(model):
     return lists + [model.recommend(asked[:2], queries=["walnut kettle", "oak board"])]
 
 
+def test_a_list_is_the_same_whoever_else_asks(folder):
+    model = loaded(folder)
+    names = [entry["item_id"] for entry in model.catalogue]
+    # Some may be shown three of them, some all: the batch is padded.
+    histories, allowed = [names[5:12], [], names[40:42]], names[3:13]
+    for options in ({}, {"rerank": False}, {"queries": ["walnut kettle", "board", "oak"]}):
+        together = model.recommend(histories, allowed=allowed, **options)
+        for user, (history, found) in enumerate(zip(histories, together, strict=True)):
+            own = {name: asked and [asked[user]] for name, asked in options.items()}
+            (alone,) = model.recommend([history], allowed=allowed, **own)
+            assert [entry.item_id for entry in found] == [entry.item_id for entry in alone]
+            scores = ([entry.score for entry in entries] for entries in (found, alone))
+            torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
+    alike = model.similar_items(names, top_k=3)  # more than are sought at once
+    for row in (0, len(names) - 1):
+        (alone,) = model.similar_items(names[row : row + 1], top_k=3)
+        assert [entry.item_id for entry in alike[row]] == [entry.item_id for entry in alone]
+
+
 @pytest.mark.parametrize("changing", [False, True])
 @pytest.mark.parametrize("asking", [False, True])
 @pytest.mark.parametrize("loading", [False, True])
@@ -89,6 +108,35 @@ def test_a_model_in_double_precision_answers_everything(folder):
         assert asked.knows_words(["kettle", "zugzwang"]) == [True, False]
     assert answers(changed(double))
     assert double.item_text.dtype == double.embed_texts(["kettle", ""]).dtype == torch.float64
+
+
+def test_texts_and_embeddings_are_read_wherever_torch_puts_what_it_makes(folder):
+    model = loaded(folder)
+    model.config.text_encoder = "backbone"
+    start = model.config.sid_token_start
+    rows = model.get_input_embeddings().weight[start : start + 5]
+    expected = model.embed_texts(["a walnut kettle", ""])
+    with torch.device("meta"):
+        assert torch.equal(model.embed_texts(["a walnut kettle", ""]), expected)
+        assert model.ids_of(rows).tolist() == list(range(start, start + 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_makes_no_difference(folder, dtype):
+    model, halved = loaded(folder), loaded(folder)
+
+    def found(model):
+        names = [entry["item_id"] for entry in model.catalogue]
+        others = model.similar_items(names[:2]), model.explain(names[:3], names[9:])
+        return answers(model), *others, model.next_users(names[0], [names[1:3], []])
+
+    expected = found(model), found(changed(model))
+    with torch.autocast("cpu", dtype):
+        assert (found(halved), found(changed(halved))) == expected
+        ids, mask = model.history_prompts([[], [3]], [[], [3]])
+        ids = model.bind(ids)
+        loss = halved(input_ids=ids, attention_mask=mask, labels=ids).loss
+    assert abs(loss - model(input_ids=ids, attention_mask=mask, labels=ids).loss) < 0.05
 
 
 def test_nothing_asked_is_nothing_answered(folder):

@@ -136,6 +136,17 @@ def test_a_saved_folder_can_be_saved_over(model, tmp_path):
     assert_of_one_state(model, tmp_path)
 
 
+def test_weights_in_one_file_and_in_several_take_each_other_s_place(model, tmp_path):
+    history = [[entry["item_id"] for entry in model.catalogue[:3]]]
+    for number, size in enumerate(("5GB", "100KB", "5GB")):
+        model.remove_items([model.catalogue[-1]["item_id"]])
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        weights = {file.name for file in tmp_path.glob("model[.-]*")}
+        assert ("model.safetensors" in weights) == (number != 1) == (len(weights) == 1)
+        loaded = TTDSForCausalLM.from_pretrained(tmp_path).eval()
+        assert loaded.recommend(history) == model.recommend(history)
+
+
 def test_only_the_main_process_writes(model, tmp_path):
     model.save_pretrained(tmp_path / "m", is_main_process=False)
     assert not list(tmp_path.rglob("*.*"))
@@ -274,6 +285,18 @@ def test_torch_saves_what_was_loaded(model, tmp_path):
     assert whole.recommend(history) == model.recommend(history)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[name])
+
+
+def test_a_state_that_is_loaded_into_a_model_is_all_that_it_answers_by(model):
+    fresh, histories = copy.deepcopy(model), [[], [model.catalogue[3]["item_id"]]]
+    model.recommend(histories)
+    state = copy.deepcopy(model.state_dict())
+    state["cooccurrence.items"] = state["cooccurrence.items"].flip(0)
+    state["item_sids"] = state["item_sids"].flip(0)
+    for other in (model, fresh):
+        other.load_state_dict(state)
+    assert model.cooccurrence.popular(9).tolist() == fresh.cooccurrence.popular(9).tolist()
+    assert model.recommend(histories) == fresh.recommend(histories)
 
 
 def test_a_trie_is_never_that_of_another_table():

@@ -123,6 +123,15 @@ def test_embeddings_of_any_text_do_not_depend_on_leading_space_or_case(built, te
         assert torch.equal(built.embed_texts([written])[0], plain)
 
 
+@pytest.mark.parametrize("encoder", ["tokens", "backbone"])
+def test_a_layer_can_be_trained_on_embeddings(model, encoder):
+    model.config.text_encoder = encoder
+    embeddings = model.embed_texts(["a walnut kettle", ""])
+    layer = torch.nn.Linear(embeddings.shape[1], 1)
+    layer(embeddings).sum().backward()
+    assert torch.equal(layer.weight.grad[0], embeddings.sum(0)) and not embeddings.requires_grad
+
+
 def test_items_named_by_single_words_get_semantic_ids_of_their_own(model):
     model.add_items([{"item_id": f"new {word}", "title": word} for word in ("kettle", "knife")])
     first, second = model.item_text[-2:]

@@ -71,6 +71,17 @@ def test_plain_text_decodes_to_itself(text):
     assert tokenizer.decode(tokenizer.encode_text(text)) == text
 
 
+def test_text_is_whole_after_a_call_that_cuts_and_pads(extended, tmp_path):
+    text = "red shoes for running around"
+    whole = extended.encode_text(text)
+    extended.save_pretrained(tmp_path / "before")
+    called = TTDSTokenizer.from_pretrained(tmp_path / "before")
+    called([text, "red"], truncation=True, max_length=3, padding="max_length")
+    called.save_pretrained(tmp_path / "after")
+    for tokenizer in (called, TTDSTokenizer.from_pretrained(tmp_path / "after")):
+        assert tokenizer.encode_text(text) == whole and len(whole) > 3
+
+
 def test_sid_tokens_written_by_a_person_are_sid_tokens(extended):
     ids = extended.encode_prompt("likes <item_0_3><item_1_0>")
     assert ids[-2:] == extended.convert_tokens_to_ids(["<item_0_3>", "<item_1_0>"])

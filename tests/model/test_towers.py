@@ -224,6 +224,11 @@ def test_tower_config_checks(settings, message):
         TTDSTowerConfig(**settings)
 
 
+def test_a_prompt_shows_at_least_one_item():
+    with pytest.raises(Exception, match="`max_history` is 0; it must be at least 1"):
+        TTDSConfig(max_history=0)
+
+
 def test_towers_must_agree_on_codes():
     with pytest.raises(Exception, match="`num_codes` is 8 for items and 16 for users"):
         TTDSConfig(item_tower={"num_codes": 8}, user_tower={"num_codes": 16})

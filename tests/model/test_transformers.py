@@ -236,6 +236,20 @@ def test_the_cache_goes_by_either_name(llama):
     assert llama(input_ids=IDS, use_cache=False).cache is None
 
 
+@torch.no_grad()
+def test_what_a_cache_does_not_tell_is_warned_of(llama, recwarn):
+    expected = llama(input_ids=IDS).logits[:, -1]
+    first = llama(input_ids=IDS[:, :-1], use_cache=True)
+    found = llama(input_ids=IDS[:, -1:], context_ids=IDS, cache=first.cache).logits[:, -1]
+    torch.testing.assert_close(found, expected)
+    llama.generate(input_ids=IDS, max_new_tokens=3)
+    assert not [warning for warning in recwarn if "context_ids" in str(warning.message)]
+    first = llama(input_ids=IDS[:, :-1], use_cache=True)
+    with pytest.warns(UserWarning, match=f"holds {IDS.shape[1] - 1} positions and `context_ids`"):
+        found = llama(input_ids=IDS[:, -1:], cache=first.cache).logits[:, -1]
+    assert not torch.allclose(found, expected)
+
+
 def test_plain_trainer_evaluates_logits(llama, tmp_path):
     seen = []
     rows = Dataset.from_dict({"input_ids": IDS.tolist() * 4, "labels": IDS.tolist() * 4})
@@ -300,6 +314,7 @@ def test_no_process_of_tensor_parallelism_holds_a_part_of_the_vocabulary(model):
         ),
         (lambda m: m.recommend([[]], top_k="5"), "`top_k` is '5'"),
         (lambda m: m.resize_token_embeddings(120), "`new_num_tokens` is 120, but .* end at 148"),
+        (lambda m: m.generate_batch(IDS.tolist()), "`generate_batch` gives `forward` the last id"),
         (
             lambda m: AutoModel.from_config(m.config).recommend([[]]),
             "The model has no catalogue",

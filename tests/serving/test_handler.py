@@ -1,5 +1,6 @@
 """`handler.py` as an Inference Endpoint runs it: downloaded with the model, our package absent."""
 
+import copy
 import subprocess
 import sys
 
@@ -131,6 +132,16 @@ def test_one_refused_request_leaves_the_others_their_lists(built):
     found = answers(built, [good, bad, good])
     assert [[entry["item_id"] for entry in found[n]] for n in (0, 2)] == [expected] * 2
     assert isinstance(found[1], ValueError) and "unknown item '?'" in str(found[1])
+
+
+def test_a_text_encoder_that_is_gone_is_said_to_who_asks_in_words(built):
+    model = copy.copy(built)
+    model.config = copy.copy(built.config)
+    model.config.text_encoder = "/no/such/encoder"
+    model.config.prompts = {"query": "Query: {query}:"}
+    found = answers(model, [checked({"history": []}), checked({"history": [], "query": "kettle"})])
+    assert len(found[0]) == 10
+    assert isinstance(found[1], ValueError) and "cannot be loaded" in str(found[1])
 
 
 def test_requests_of_the_same_options_share_a_batch(built):

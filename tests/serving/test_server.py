@@ -227,7 +227,7 @@ def test_what_is_wrong_is_refused_by_name_and_nothing_breaks(serve, loaded):
 
 
 def test_items_join_and_leave_for_who_has_the_token(serve, loaded):
-    client, _ = serve()
+    client, service = serve()
     first = loaded.catalogue[0]["item_id"]
     new = {"items": [{"item_id": "new", "title": "A walnut kettle", "categories": ["A", "B"]}]}
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {SECRET}"}):
@@ -242,13 +242,20 @@ def test_items_join_and_leave_for_who_has_the_token(serve, loaded):
     assert client.post("/items/remove", json=gone, headers=BEARER).json()["items"] == 72
     assert client.post("/recommend", json={"history": ["new"]}).status_code == 422
     assert client.post("/recommend", json={"history": [first]}).json() == before
+    service.model.config.text_encoder = "/no/such/encoder"
+    answer = client.post("/items", json=new, headers=BEARER)
+    assert answer.status_code == 422 and "cannot be loaded" in answer.json()["detail"]
+    assert client.get("/health").json()["items"] == 72
 
 
-def test_without_a_token_nothing_changes(serve):
-    client, _ = serve(token=None)
+@pytest.mark.parametrize("token", [None, ""])
+def test_without_a_token_nothing_changes(serve, token):
+    client, _ = serve(token=token)
     for route in ("/items", "/items/remove", "/reload"):
-        answer = client.post(route, json={}, headers=BEARER)
-        assert answer.status_code == 403 and f"start it with {TOKEN}" in answer.json()["detail"]
+        for headers in (BEARER, {}):
+            answer = client.post(route, json={}, headers=headers)
+            assert answer.status_code == 403
+            assert f"start it with {TOKEN}" in answer.json()["detail"]
 
 
 def test_a_reload_loses_no_request(serve, loaded, tmp_path):
