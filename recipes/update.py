@@ -87,7 +87,7 @@ def main() -> None:
     text = given_text_embeddings(index, arguments.dataset_name, split.num_items)
 
     new, gone = follow_catalogue(model, split, text)
-    print(f"{new:,} items are new, {gone:,} have gone, {split.num_items:,} are there.")
+    print(f"Items: {split.num_items:,}, of them {new:,} new; {gone:,} have gone.")
     seed = trained["options"]["seed"]
     if options.memory:
         newest = newest_users(split, arguments.fit_users, seed)

@@ -215,7 +215,7 @@ def check_split(split: Split) -> None:
         if users == 0:
             raise ValueError(
                 f"No user has a {which} target: each needs three interactions or more, and nobody "
-                "has them. Lower `min_interactions`, or give longer histories."
+                "has them; give longer histories."
             )
         if not any(len(split.history(user, which)) for user in split.users(which)):
             raise ValueError(

@@ -237,7 +237,11 @@ def _in_order(
         order = "position"
     else:
         if "timestamp" not in rows:
-            check_columns(interactions, "interactions", ("position",))
+            raise ValueError(
+                "interactions has neither a column `timestamp` nor `position` (it has "
+                f"{', '.join(map(str, interactions))}), so nothing says what came first; give one, "
+                "or rename one by the column map."
+            )
         if unknown.any():
             row = int(unknown.to_numpy().argmax())
             refuse(interactions, row, "timestamp", "without `position` every interaction needs one")

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import SpaceCardData
 from safetensors import safe_open
 
-from recipes.evaluation.report import lists_folder
+from recipes.evaluation.report import lists_folder, read_json
 from recipes.hub.card import CURVE, NEEDS, card, is_generated, keeps_pairs
 from recipes.index.embeddings import hashed
 
@@ -83,7 +83,7 @@ def model_files(
     if include_user_lists and lists.is_file():
         files[USER_LISTS] = lists
     _check_whole(folder, files, config, include_user_lists)
-    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    metrics = read_json(folder / "metrics.json")
     least = config.get("min_pair_users") or metrics.get("options", {}).get("min_pair_users", 1)
     if keeps_pairs(config) and not (allow_rare_pairs or is_generated(metrics)):
         check_cooccurrence(least)
@@ -185,7 +185,7 @@ def public_json(file: str | Path) -> Any:
         local = isinstance(value, str) and re.match(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:\\", value)
         return PurePath(value.replace("\\", "/")).name if local else value
 
-    return public(json.loads(Path(file).read_text("utf-8")))
+    return public(read_json(file))
 
 
 def write_card(folder: str | Path, model_id: str) -> None:

@@ -142,7 +142,8 @@ def check_items(model: TTDSForCausalLM, name: str, data: Data, may_lack: bool = 
     if unknown and not (may_lack and len(unknown) < len(data.catalogue)):
         raise ValueError(
             f"{name} does not know {len(unknown):,} of the data's {len(data.catalogue):,} items, "
-            f"the first is {unknown[0]!r}; add what is new by `add_items`, or name its own data."
+            f"the first is {unknown[0]!r}; update it by recipes/update.py, or name its own data by "
+            "`--dataset_name`."
         )
     check_texts(model, name, data)
     return [model.row_of.get(item, -1) for item in data.catalogue.item_ids]

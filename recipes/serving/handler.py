@@ -24,6 +24,7 @@ AS_POSTED = {
     "History 0": "`history`",
     "Query 0": "`query`",
     "leave `queries` out": "leave it out",
+    "add it by `add_items`, or ": "",
     'pass `unknown="skip"`': 'send `"unknown": "skip"`',
 }
 Request = dict[str, Any]

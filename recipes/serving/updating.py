@@ -1,8 +1,6 @@
 """What an update of a trained model is made of: the catalogue followed, counts fitted anew."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from modeling_ttds.trie_ttds import TTDSTrie
 from recipes.config import LEAST_USERS, RerankerOptions
 from recipes.data.split import Split
 from recipes.data.tables import Data
+from recipes.evaluation.report import read_json
 from recipes.hub.saved import check_texts
 from recipes.ranking.cooccurrence import build_cooccurrence
 from recipes.ranking.newcomers import MOST_USERS
@@ -30,7 +29,7 @@ def saved_facts(name: str) -> dict[str, Any]:
         name: Folder or Hub id.
     """
     file = cached_file(name, "metrics.json", _raise_exceptions_for_missing_entries=False)
-    facts = json.loads(Path(file).read_text("utf-8")) if file else {}
+    facts = read_json(file) if file else {}
     measured = ("validation", "test", "model_sha256")
     return {name: part for name, part in facts.items() if name not in measured}
 

@@ -134,7 +134,7 @@ def replaced(column, row, value, frame=INTERACTIONS):
 @pytest.mark.parametrize(
     ("interactions", "items", "message"),
     [
-        (INTERACTIONS.drop(columns="position"), ITEMS, "no column `position`"),
+        (INTERACTIONS.drop(columns="position"), ITEMS, "neither a column `timestamp` nor"),
         (INTERACTIONS.iloc[:0], ITEMS, "interactions is empty"),
         (INTERACTIONS, ITEMS.iloc[:0], "items is empty"),
         (INTERACTIONS, pd.concat([ITEMS, ITEMS[:1]], ignore_index=True), "row 4: .*'a' is there"),
