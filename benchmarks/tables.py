@@ -305,7 +305,8 @@ def decoding_table(rows: list[dict]) -> str:
 
 def sizes_table(row: dict) -> str:
     """Return milliseconds a user of `recommend`, memory, growth and load by size of catalogue."""
-    heads = ["items", "batch", *WAYS, "peak memory", "`add_items` of 1 / 10,000", "load"]
+    memory, growth = "peak memory, of it the file's", "`add_items` of 1 / 10,000"
+    heads = ["items", "batch", *WAYS, memory, growth, "load"]
     lines = []
     for size in row.get("sizes", []):
         for batch in (1, 64):
@@ -314,7 +315,8 @@ def sizes_table(row: dict) -> str:
                 found = size[f"{way}, batch {batch}"]
                 cells.append(f"{found['milliseconds']:.0f} ({found['processor_milliseconds']:.0f})")
             cells += [
-                f"{size['peak_memory_mb'] / 1000:.1f} GB",
+                f"{size['load_peak_memory_mb'] / 1000:.1f}, "
+                f"{size['load_mapped_memory_mb'] / 1000:.1f} GB",
                 f"{size['add_item_seconds']:.2f} s / {size['add_10000_items_seconds']:.1f} s",
                 f"{size['load_seconds']:.1f} s",
             ]
@@ -325,7 +327,9 @@ def sizes_table(row: dict) -> str:
     return (
         f"{markdown(heads, lines)}\n\nMedian milliseconds a user by the clock and, in brackets, of "
         f"the processor; one thread on {row['hardware']}, load average up to {load}. Growth and "
-        "load in seconds of the processor."
+        "load in seconds of the processor. Memory of a process that loads the folder and serves 64 "
+        "users: the weights are mapped from their file, and the system takes those pages back when "
+        "it needs them."
     )
 
 
@@ -374,23 +378,26 @@ def _refreshes(run: dict, name: str) -> float:
 
 
 def cold_table(rows: list[dict]) -> str:
-    """Return how well items are recommended that training had never seen."""
-    found = [row for row in rows if "cold_start" in row]
-    if not found:
-        return EMPTY
-    names = max((row["rows"] for row in found), key=len)
-    heads = [f"{row['cold_start']} HR@10 | NDCG@10" for row in found]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|---|" * len(found)]
-    for name in names:
-        known = [row["rows"].get(name) for row in found]
-        cells = (f"{m['HR@10']:.4f} | {m['NDCG@10']:.4f}" if m else "- | -" for m in known)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for row in found:
-        lines.append(
-            f"\n{row['cold_start']}: {row['new_items']} new items, {row['users']} users, added in "
-            f"{row['seconds_to_add']} s; commit {row['commit']}; `{row['command']}`."
-        )
-    return "\n".join(lines)
+    """Return how well items are recommended that training had never seen, mean over seeds."""
+    found = defaultdict(list)
+    for row in rows:
+        if "cold_start" in row:
+            found[row["cold_start"]].append(row)
+    metrics = ("HR@10", "NDCG@10")
+    heads = ["", *(f"{name} {metric}" for name in found for metric in metrics)]
+    methods = next(iter(found.values()))[0]["rows"] if found else ()
+    columns = [(runs, metric) for runs in found.values() for metric in metrics]
+    lines = [
+        [name, *(over_seeds([one["rows"][name][key] for one in runs]) for runs, key in columns)]
+        for name in methods
+    ]
+    notes = [
+        f"\n\n{name}: {len(runs)} seeds, each with {runs[0]['new_items']} new items; "
+        f"{sum(one['users'] for one in runs):,} users in all; commit {runs[0]['commit']}; "
+        f"`{runs[0]['command']}`."
+        for name, runs in found.items()
+    ]
+    return markdown(heads, lines) + "".join(notes)
 
 
 def tasks_table() -> str:

@@ -121,8 +121,8 @@ def _milliseconds(rows: list[dict], way: str, batch: str) -> str | None:
 
 
 def _new(rows: list[dict], metric: str, method: str, dataset: str) -> str | None:
-    row = next((row for row in rows if row.get("cold_start") == dataset), None)
-    return row and f"{row['rows'][method][metric]:.3f}"
+    found = [row["rows"][method][metric] for row in rows if row.get("cold_start") == dataset]
+    return f"{statistics.mean(found):.3f}" if found else None
 
 
 def _ablated(rows: list[dict], metric: str, name: str) -> str | None:
