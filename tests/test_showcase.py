@@ -111,5 +111,7 @@ def test_the_language_model_writes_new_items_for_the_owners_of_their_like(demo):
 def test_what_is_chosen_with_an_electric_kettle_is_of_the_kitchen(demo):
     lists = [paths(demo, found) for found in demo.similar_items(kettles(demo))]
     kitchen = [sum(path.startswith("Kitchen") for path in found) for found in lists]
-    assert sum(kitchen) / len(kitchen) >= 7  # by chance one or two
-    assert min(found.count("Kitchen > Kettles") for found in lists) >= 2
+    # Most of ten, by chance one or two: trainings that differ by rounding have 6.8 and 8.8. Of
+    # kettles, by chance less than one, they have 2.7 and 3.7.
+    assert sum(kitchen) / len(kitchen) > 5
+    assert sum(found.count("Kitchen > Kettles") for found in lists) / len(lists) >= 2
