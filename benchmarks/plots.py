@@ -49,6 +49,7 @@ THEMES = {
 }
 # Told apart with any colour vision, on light and on dark.
 COLOURS = {TTDS: "#12a594", GENERATED: "#3b9eff", LM_ONLY: "#8e6bdb", RERANKER_ONLY: "#f08c2e"}
+MARKS = "oooosD^vP"  # ours by colour, others by form
 OLD = "hollow: version 0.1, to be measured anew"
 
 
@@ -335,18 +336,23 @@ def draw_speeds(found: dict, theme: dict) -> Figure:
         found: As of `speeds`.
         theme: Colours.
     """
-    figure, panels = plt.subplots(1, max(1, len(found)), figsize=(10, 3.6), squeeze=False)
+    figure, panels = plt.subplots(
+        1, max(1, len(found)), figsize=(10, 3.6), sharex=True, squeeze=False
+    )
+    methods = dict.fromkeys(method for part in found.values() for method in part)
+    marks = dict(zip(methods, MARKS, strict=False))  # names beside near points would meet
     for axes, (dataset, part) in zip(panels[0], found.items(), strict=False):
-        for number, (method, one) in enumerate(part.items()):
+        for method, one in part.items():
             place = one["users_a_second"], one["HR@10"]
             colour = COLOURS.get(method, theme["other"])
-            axes.plot(*place, "o", color=colour, markersize=7)
-            # Neighbours on either side, or their names would meet.
-            away = (0, -16 if number % 2 else 8)
-            axes.annotate(method, place, away, textcoords="offset points", ha="center")
+            axes.plot(*place, marks[method], color=colour, markersize=7, label=method)
         highest = max(one["HR@10"] for one in part.values())
         axes.set(title=dataset, xscale="log", ylim=(0, 1.2 * highest))
         axes.margins(x=0.2)
+        axes.minorticks_off()
+        axes.set_xticks(ticks := [50, 100, 200, 500, 1000], [f"{tick:,}" for tick in ticks])
+    named = {line.get_label(): line for axes in panels[0] for line in axes.lines}
+    figure.legend(handles=[*named.values()], loc="outside right center", frameon=False)
     figure.supxlabel("users a second, one core")
     figure.supylabel("HR@10, test")
     return figure

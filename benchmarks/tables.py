@@ -39,7 +39,7 @@ ORDER = (
     "TTDS, language model only (static, GPU)", "TTDS, language model only (full, GPU)",
     RERANKER_ONLY, "Markov chain + text", "Markov chain", "item-kNN", "EASE", "bilinear similarity",
     "SASRec, full cross-entropy", "dense text", "TIGER, static text SIDs", "TIGER (cornac)",
-    "RPG (cornac)", "SASRec (RecTools)", "popularity", "oracle",
+    "RPG (cornac)", "SASRec (RecTools)", "eSASRec (RecTools)", "popularity", "oracle",
 )  # fmt: skip
 DATASETS = ("scientific", "beauty", "toys", "sports")
 OLD = "¹"  # marks rows of version 0.1
