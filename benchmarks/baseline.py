@@ -65,7 +65,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from benchmarks.result import RESULTS, order_name, result_name, slug, write_result
+from benchmarks.result import RESULTS, TEXT_FILE, order_name, result_name, slug, write_result
 from recipes.data.split import Split, split_data
 from recipes.data.tables import read_data
 from recipes.evaluation.baselines.bilinear import (
@@ -87,7 +87,6 @@ from recipes.evaluation.metrics import evaluate_run
 from recipes.index.embeddings import collaborative_embeddings, read_text_embeddings
 
 TOP_K = 20
-TEXT_FILE = "text_embeddings.safetensors"
 COLLABORATIVE_DIM = 128  # as in the YAML files of the data sets
 COUNTS, TEXT = "Markov chain", "Markov chain + text"
 SASREC, SIMILARITY = "SASRec, full cross-entropy", "bilinear similarity"

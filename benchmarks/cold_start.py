@@ -31,7 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.result import write_result
+from benchmarks.result import TEXT_FILE, write_result
 from modeling_ttds import TTDSForCausalLM
 from recipes.data import toyshop
 from recipes.data.split import split_data
@@ -42,7 +42,6 @@ from recipes.evaluation.report import GENERATED, LM_ONLY, TTDS
 ROOT = Path(__file__).resolve().parents[1]
 
 HELD_OUT = 0.1
-TEXT_FILE = "text_embeddings.safetensors"
 
 
 def without(data: Data, gone: np.ndarray) -> Data:

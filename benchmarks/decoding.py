@@ -140,7 +140,6 @@ def measure_size(num_items: int, folder: str) -> dict:
         for name, options in WAYS.items():
             found = medians(lambda b=batch, o=options: model.recommend(histories(b), **o), repeats)
             result[f"{name}, batch {batch}"] = {k: round(v / batch, 2) for k, v in found.items()}
-    result["peak_memory_mb"] = peak_mb()
     model.save_pretrained(folder)
 
     def add(number: int, name: str) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from benchmarks.result import slug, write_result
+from benchmarks.result import TEXT_FILE, slug, write_result
 from recipes.data.split import Split, split_data
 from recipes.data.tables import read_data
 from recipes.evaluation.metrics import evaluate_run
@@ -42,7 +42,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 WORKER = ROOT / "benchmarks" / "external_worker.py"
 OUTPUTS = ROOT / "outputs" / "external_baselines"
-TEXT_FILE = "text_embeddings.safetensors"
 # As in the Makefile: on Linux the index may bring CUDA; TORCH names another build.
 TORCH = os.environ.get("TORCH", "torch==2.13.0")
 PACKAGES = {

@@ -49,7 +49,7 @@ THEMES = {
 }
 # Told apart with any colour vision, on light and on dark.
 COLOURS = {TTDS: "#12a594", GENERATED: "#3b9eff", LM_ONLY: "#8e6bdb", RERANKER_ONLY: "#f08c2e"}
-MARKS = "oooosD^vP"  # ours by colour, others by form
+MARKS = "osD^vP"  # of others, which have one colour
 OLD = "hollow: version 0.1, to be measured anew"
 
 
@@ -339,13 +339,13 @@ def draw_speeds(found: dict, theme: dict) -> Figure:
     figure, panels = plt.subplots(
         1, max(1, len(found)), figsize=(10, 3.6), sharex=True, squeeze=False
     )
-    methods = dict.fromkeys(method for part in found.values() for method in part)
-    marks = dict(zip(methods, MARKS, strict=False))  # names beside near points would meet
+    others = dict.fromkeys(m for part in found.values() for m in part if m not in COLOURS)
+    marks = dict(zip(others, MARKS, strict=False))  # names beside near points would meet
     for axes, (dataset, part) in zip(panels[0], found.items(), strict=False):
         for method, one in part.items():
             place = one["users_a_second"], one["HR@10"]
             colour = COLOURS.get(method, theme["other"])
-            axes.plot(*place, marks[method], color=colour, markersize=7, label=method)
+            axes.plot(*place, marks.get(method, "o"), color=colour, markersize=7, label=method)
         highest = max(one["HR@10"] for one in part.values())
         axes.set(title=dataset, xscale="log", ylim=(0, 1.2 * highest))
         axes.margins(x=0.2)

@@ -16,6 +16,7 @@ import torch
 
 from recipes.evaluation.report import RERANKER_ONLY, TTDS, hardware, slug, write_json, write_text
 
+TEXT_FILE = "text_embeddings.safetensors"  # of a data set, in its folder
 RESULTS = Path(os.environ.get("TTDS_RESULTS", Path(__file__).parent / "results"))
 # The lists themselves stay out of the repository: a result records their hash.
 LISTS = Path(os.environ.get("TTDS_LISTS", Path(__file__).parents[1] / "outputs" / "lists"))

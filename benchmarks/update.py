@@ -38,14 +38,13 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file, save_file
 
-from benchmarks.result import write_result
+from benchmarks.result import TEXT_FILE, write_result
 from recipes.data.split import in_time
 from recipes.data.tables import Catalogue, Data, read_data, write_data
 from recipes.evaluation.metrics import rank_metrics
 from recipes.hub.saved import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT_FILE = "text_embeddings.safetensors"
 COLUMNS = ("HR@10", "NDCG@10")
 
 

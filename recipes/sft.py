@@ -130,16 +130,16 @@ def fit_model(
         The trainer after tuning, and what there is to say of towers and tuning.
     """
     seed, backbone = training.seed, model_config.model_name_or_path
-    shapes = options.index, options.language_model, options.examples
+    shapes = options.index, options.language_model
     text = None if text is None else text[: known.num_items]
     with report.stage("Build tokenizer, examples and model"):
-        tokenizer = build_tokenizer(known, *shapes, backbone)
+        tokenizer = build_tokenizer(known, *shapes, options.examples, backbone)
         named = backbone and shown_name(backbone)
         made_of = origin(data, tokenizer.get_vocab(), options, named, seed)
         resume_from(training, made_of, options.evaluation)
         states = UserStates(known, options.examples.max_history)
         examples = Examples(known, states, tokenizer, options.examples, seed, training.max_length)
-        model = build_model(known, tokenizer, *shapes[:2], examples.options, backbone, text, seed)
+        model = build_model(known, tokenizer, *shapes, examples.options, backbone, text, seed)
         model.config.exclude_seen, model.config.trained_on = known.exclude_seen, made_of
     with report.stage("Embed the items"):
         embed_items(model, known, options.index, text, seed)
