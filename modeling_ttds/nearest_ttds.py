@@ -18,7 +18,7 @@ def nearest_texts(
     candidates: TTDSCandidates,
     number: int,
     table: TTDSNodeTable,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the items nearest to queries, and the log of the summed exp(q x) over all items.
 
     A large catalogue is searched down its trie, from the nodes whose items are nearest by mean and
@@ -32,7 +32,8 @@ def nearest_texts(
         table: What lies below the trie's nodes.
 
     Returns:
-        Item rows, padded with -1, (batch, number) or all of fewer, and logs, (batch,).
+        Item rows, padded with -1, (batch, number) or all of fewer, logs, (batch,), and q x of every
+        item, (batch, num_items), or None where not all were compared.
     """
     few = None  # the items in question, where they are few enough
     if candidates.allowed is not None:
@@ -40,7 +41,8 @@ def nearest_texts(
     elif len(item_text) <= SMALL:
         few = torch.arange(len(item_text), device=query.device)
     if few is not None and len(few) <= SMALL:
-        scores = query @ (item_text if candidates.allowed is None else item_text[few]).T
+        every = query @ (item_text if candidates.allowed is None else item_text[few]).T
+        scores = every
         place = torch.searchsorted(few, candidates.excluded).clamp_max(max(len(few) - 1, 0))
         if len(few):
             hit = few[place] == candidates.excluded
@@ -48,8 +50,9 @@ def nearest_texts(
             gone = gone.to(scores.device).scatter_(1, torch.where(hit, place, len(few)), True)
             scores = scores.masked_fill(gone[:, :-1], -torch.inf)
         best, found = scores.topk(min(number, scores.shape[1]), dim=1)
-        return few[found].masked_fill(best == -torch.inf, -1), scores.logsumexp(1)
-    return _down_the_trie(query, item_text, candidates, number, table)
+        near = few[found].masked_fill(best == -torch.inf, -1)
+        return near, scores.logsumexp(1), every if candidates.allowed is None else None
+    return *_down_the_trie(query, item_text, candidates, number, table), None
 
 
 def _down_the_trie(

@@ -234,7 +234,7 @@ class TTDSQuestionsMixin:
             return [True] * len(queries)
         asked = self.embed_texts(queries)
         every = TTDSCandidates(self.trie, None, pad_rows([[]] * len(queries), None, self.device))
-        nearest, _ = nearest_texts(asked, self.item_text, every, NUM_NEAR, self.node_table)
+        nearest, *_ = nearest_texts(asked, self.item_text, every, NUM_NEAR, self.node_table)
         return [
             any(self._knows(word, rows) for word in query_words(query))
             for query, rows in zip(queries, nearest.tolist(), strict=True)

@@ -362,12 +362,12 @@ class TTDSRecommendationMixin:
         # to the words and to the texts that are nearest to them (relevance feedback after Rocchio),
         # so that behind the last item that has the words come its like.
         query = self.embed_texts(queries) / TEXT_TEMPERATURE
-        nearest, _ = nearest_texts(query, self.item_text, allowed, number, self.node_table)
+        nearest, *_ = nearest_texts(query, self.item_text, allowed, number, self.node_table)
         texts = F.embedding(nearest.clamp_min(0), self.item_text)
         likeness = torch.einsum("bcd,bd->bc", texts, query).masked_fill(nearest < 0, NEVER)
         found = torch.einsum("bc,bcd->bd", likeness.softmax(1), texts)
         query = query + F.normalize(found, dim=-1) / TEXT_TEMPERATURE
-        proposed, _ = nearest_texts(query, self.item_text, allowed, number, self.node_table)
+        proposed, *_ = nearest_texts(query, self.item_text, allowed, number, self.node_table)
         found = search(self, prefix, allowed, num_beams, also=proposed.clamp_min(0))
         items = _with_beams(proposed, found.items)
         known = torch.tensor(self.knows_words(queries), device=items.device)

@@ -125,7 +125,7 @@ class TTDSRecall:
         transition = sums[:, 0] * allowed.may_appear(items, self.found.users)
         self.transition = self.found.rows_of(transition[:, None])[..., 0]
         self.total = self.transition.sum(1, keepdim=True) + self._rarely(self._popularity())
-        self.nearest, self.log_total = nearest_texts(
+        self.nearest, self.log_total, self.similarity = nearest_texts(
             self.query, item_text, allowed, self.number, table
         )
 
@@ -161,7 +161,11 @@ class TTDSRecall:
         Args:
             items: Item rows, (batch, num_candidates).
         """
-        similarity = torch.einsum("bcd,bd->bc", F.embedding(items, self.item_text), self.query)
+        if self.similarity is not None:
+            similarity = self.similarity.gather(1, items)
+        else:
+            text = F.embedding(items, self.item_text)
+            similarity = torch.einsum("bcd,bd->bc", text, self.query)
         return (similarity - self.log_total[:, None]).exp() * self._may_appear(items)
 
     def candidates(self) -> Tensor:

@@ -38,7 +38,10 @@ def test_nearest_texts_and_the_sum_over_all(shop, monkeypatch, small, restricted
     excluded = (query @ text.T).topk(2, dim=1).indices
     allowed = torch.arange(ITEMS) % 3 > 0 if restricted else None
     candidates = TTDSCandidates(trie, allowed, excluded)
-    found, total = nearest_texts(query, text, candidates, NUMBER, table)
+    found, total, every = nearest_texts(query, text, candidates, NUMBER, table)
+    assert (every is None) == (not small or restricted), "all are compared in a small catalogue"
+    if every is not None:
+        torch.testing.assert_close(every, query @ text.T)
     scores = (query @ text.T).scatter(1, excluded, -torch.inf)
     if restricted:
         scores = scores.masked_fill(~allowed, -torch.inf)
@@ -56,7 +59,7 @@ def test_fewer_than_wanted_are_padded(shop, monkeypatch):
     for small in (0, 10**6):
         monkeypatch.setattr(nearest_ttds, "SMALL", small)
         candidates = TTDSCandidates(trie, allowed, torch.full((8, 1), 7))
-        found, total = nearest_texts(query, text, candidates, NUMBER, table)
+        found, total, _ = nearest_texts(query, text, candidates, NUMBER, table)
         assert all(set(row) - {-1} == {3, 900} for row in found.tolist())
         expected = (query @ text[[3, 900]].T).logsumexp(1)
         torch.testing.assert_close(total, expected, atol=1e-3, rtol=1e-3)
