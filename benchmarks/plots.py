@@ -137,17 +137,18 @@ def slices(rows: list[dict]) -> dict[str, dict[str, dict]]:
 SLICES = {"head": "well known", "tail": "others", "cold": "rare (cold)"}
 
 
-def curves(rows: list[dict]) -> dict[str, list]:
-    """Return validation NDCG@10 against millions of tokens, for every row of the ablation.
+def curves(rows: list[dict]) -> dict[str, dict[str, list]]:
+    """Return validation NDCG@10 against millions of tokens, by data set and row of the ablation.
 
     Args:
         rows: The results.
     """
-    return {
-        row["ablation"]: [[at["tokens"] / 1e6, at["NDCG@10"]] for at in row["tuning"]["validation"]]
-        for row in rows
-        if "ablation" in row and row["seed"] == 0
-    }
+    found = defaultdict(dict)
+    for row in rows:
+        if "ablation" in row and row["seed"] == 0:
+            points = [[at["tokens"] / 1e6, at["NDCG@10"]] for at in row["tuning"]["validation"]]
+            found[row["dataset"]][row["ablation"]] = points
+    return dict(sorted(found.items()))
 
 
 def drifts(rows: list[dict]) -> dict[str, dict[str, dict]]:
@@ -315,17 +316,17 @@ def draw_curves(found: dict, theme: dict) -> Figure:
         found: As of `curves`.
         theme: Colours.
     """
-    figure, axes = plt.subplots(figsize=(8, 4))
+    figure, panels = plt.subplots(1, max(1, len(found)), figsize=(10, 4), squeeze=False)
     colours = plt.get_cmap("tab10").colors
-    for colour, (name, points) in zip(colours, sorted(found.items()), strict=False):
-        axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=name, markersize=4)
-    axes.set(
-        ylabel="validation NDCG@10",
-        xlabel="million tokens (Amazon Scientific, first seed)",
-        ylim=(0, None),
-    )
-    axes.grid(axis="y", color=theme["grid"])
-    axes.legend(loc="lower right", frameon=False)
+    for axes, (dataset, part) in zip(panels[0], found.items(), strict=False):
+        for colour, (name, points) in zip(colours, sorted(part.items()), strict=False):
+            axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=name, ms=4)
+        axes.set(title=dataset, ylim=(0, None))
+        axes.grid(axis="y", color=theme["grid"])
+    named = {line.get_label(): line for axes in panels[0] for line in axes.lines}
+    figure.legend(handles=[*named.values()], loc="outside right center", frameon=False)
+    figure.supxlabel("million tokens, first seed")
+    figure.supylabel("validation NDCG@10")
     return figure
 
 

@@ -344,11 +344,11 @@ def speed_table(rows: list[dict]) -> str:
 
 
 def ablation_table(rows: list[dict]) -> str:
-    """Return the rows of the ablation, mean and deviation over seeds."""
+    """Return the rows of the ablation by data set, mean and deviation over seeds."""
     methods = defaultdict(list)
     for row in rows:
         if "ablation" in row:
-            methods[row["ablation"]].append(row)
+            methods[row["dataset"], row["ablation"]].append(row)
     if not methods:
         return EMPTY
     columns = {
@@ -360,16 +360,18 @@ def ablation_table(rows: list[dict]) -> str:
         "collisions": (lambda run: _refreshes(run, "collision_rate"), ".3f"),
         "million tokens": (lambda run: run["tuning"]["validation"][-1]["tokens"] / 1e6, ".1f"),
     }
-    lines = ["| | seeds | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
-    for method, runs in sorted(methods.items()):
+    lines, notes = [], {}
+    for (dataset, method), runs in sorted(methods.items()):
         cells = [over_seeds([value(run) for run in runs], form) for value, form in columns.values()]
-        lines.append(f"| {method} | {len(runs)} | " + " | ".join(cells) + " |")
-    some = next(iter(methods.values()))[0]
-    lines.append(
-        f"\nChurn and collisions: mean over the refreshes before the freeze. {some['threads']} "
-        f"thread(s) a run on {some['hardware']}; commit {some['commit']}; `{some['command']}`."
-    )
-    return "\n".join(lines)
+        lines.append([dataset, method, str(len(runs)), *cells])
+        some = runs[0]
+        notes[dataset] = (
+            f"\n\n{dataset}: {some['threads']} thread(s) a run on {some['hardware']}; commit "
+            f"{some['commit']}; `{some['command']}`."
+        )
+    table = markdown(["data set", "", "seeds", *columns], lines)
+    said = "\n\nChurn and collisions: mean over the refreshes before the freeze."
+    return table + said + "".join(notes.values())
 
 
 def _refreshes(run: dict, name: str) -> float:

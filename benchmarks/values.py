@@ -125,13 +125,14 @@ def _new(rows: list[dict], metric: str, method: str, dataset: str) -> str | None
     return f"{statistics.mean(found):.3f}" if found else None
 
 
-def _ablated(rows: list[dict], metric: str, name: str) -> str | None:
-    found = [row["validation"][metric] for row in rows if row.get("ablation") == name]
+def _ablated(rows: list[dict], metric: str, name: str, dataset: str) -> str | None:
+    of_row = [row for row in rows if (row.get("ablation"), row.get("dataset")) == (name, dataset)]
+    found = [row["validation"][metric] for row in of_row]
     return f"{statistics.mean(found):.4f}" if found else None
 
 
 PATTERNS = {
-    r"validation (\S+@\d+) of row (\S+)": _ablated,
+    r"validation (\S+@\d+) of row (\S+) on (\S+)": _ablated,
     r"new (\S+@\d+) of (.+) on (\S+)": _new,
     r"gain in (\S+@\d+) of (.+) over (.+) on (\S+)": _gain,
     r"(seconds|minutes|GB|hardware) of (.+) on (\S+)": _cost,
