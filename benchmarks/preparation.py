@@ -3,9 +3,8 @@
 python -m benchmarks.preparation [--users 10000 100000 1000000]
 
 Every size runs in a process of its own; every stage there has its seconds, those of the processor
-(another process may share the machine) and its peak of memory, which Linux tells. The towers take
-two epochs instead of sixty and profiles are fitted on some of the users (their time is linear in
-both); all else is what a run does by default.
+(another process may share the machine) and its peak of memory, which Linux tells. All is what a run
+does by default.
 """
 
 import argparse
@@ -53,8 +52,7 @@ from recipes.tuning.profiles import fit_profiles
 ITEMS = {10_000: 5_000, 100_000: 50_000, 1_000_000: 200_000}
 LENGTH, PER_TOPIC, TOPICS_OF_USER, COMPANIONS, FOLLOW = 10, 50, 3, 3, 0.4
 WORDS = 3000
-NUM_CODES, TOWER_EPOCHS, BATCH, SEED = 256, 2, 256, 0
-PROFILED = 10_000
+NUM_CODES, BATCH, SEED = 256, 256, 0
 
 
 def generate(num_users: int, num_items: int, seed: int = 0) -> Data:
@@ -142,7 +140,7 @@ def measure(num_users: int) -> dict[str, object]:
     """
     stage, num_items = Stages(), ITEMS[num_users]
     torch.set_num_threads(1)
-    index = IndexOptions(num_codes=NUM_CODES, tower_epochs=TOWER_EPOCHS)
+    index = IndexOptions(num_codes=NUM_CODES)
     shapes = index, LanguageModelOptions(), ExampleOptions()
     with tempfile.TemporaryDirectory() as folder:
         write_data(generate(num_users, num_items, SEED), folder)
@@ -168,17 +166,16 @@ def measure(num_users: int) -> dict[str, object]:
         )
     with stage("towers and SID table"):
         build_sid_table(
-            model, states.on_demand(), states.latest(), num_epochs=TOWER_EPOCHS, freeze=True,
-            seed=SEED,
+            model, states.on_demand(), states.latest(), num_epochs=index.tower_epochs,
+            freeze=True, seed=SEED,
         )  # fmt: skip
     rows = torch.arange(0, len(states), max(1, len(states) // BATCH))[:BATCH]
     with stage(f"semantic IDs of {BATCH} users"):
         model.sids_of_rows(rows)
     with stage("refresh"):
         refresh_sids(model)
-    profiled = split.training[:PROFILED]
-    with stage(f"profiles of {len(profiled)} users"):
-        fit_profiles(model, profiled, num_epochs=shapes[1].profile_epochs, seed=SEED)
+    with stage("profiles"):
+        fit_profiles(model, split.training, num_epochs=shapes[1].profile_epochs, seed=SEED)
     with stage("co-occurrence memory"):
         memory = build_cooccurrence(split.training, num_items, 1, split.training_timestamps)
     total = [sum(row[name] for row in stage.rows.values()) for name in
@@ -204,7 +201,7 @@ def main(sizes: list[int]) -> None:
         sizes: Numbers of users, of `ITEMS`.
     """
     begun = time.perf_counter()
-    settings = {"num_codes": NUM_CODES, "tower_epochs": TOWER_EPOCHS, "threads": 1}
+    settings = {"num_codes": NUM_CODES, "threads": 1}
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         rows = list(pool.map(measure, sizes))
     content = {"config": settings, "sizes": rows}

@@ -350,8 +350,8 @@ def node_scores(query: Tensor, children: Tensor, depth: int, table: TTDSNodeTabl
 
     Args:
         query: Queries q, (..., dim).
-        children: Nodes of the depth, (..., num_children) or, the same for all queries,
-            (num_children,).
+        children: Nodes of the depth as `TTDSTrie.children` gives them, (..., num_children), or, the
+            same for all queries, (num_children,). What pads them gets any score.
         depth: Depth of the children.
         table: What lies below the trie's nodes: their number n, mean m and variance v.
     """
@@ -362,6 +362,12 @@ def node_scores(query: Tensor, children: Tensor, depth: int, table: TTDSNodeTabl
     if len(log_counts) <= SMALL * children.shape[-1]:
         every = torch.arange(len(log_counts), device=children.device)
         return (_scores(query, *table.rows(every, depth)) + log_counts).gather(-1, children)
+    if not torch.compiler.is_compiling():  # then a shape may depend on how many are real
+        first = children[..., 0].flatten()
+        count = 1 + (children > children[..., :1]).sum(-1)
+        scores = pair_scores(query.flatten(0, -2), first, count.flatten(), depth, table)
+        real = torch.arange(children.shape[-1], device=children.device) < count[..., None]
+        return query.new_zeros(children.shape).masked_scatter(real, scores)
     mean, variance = (
         None if rows is None else rows.view(*children.shape, -1).to(query.dtype)
         for rows in table.rows(children.flatten(), depth)

@@ -131,7 +131,11 @@ class IndexOptions(_Group):
     num_levels: int = _option(3, "Levels of a semantic ID: codes per entity.")
     num_codes: int = _option(32, "Codes per level.")
     code_dim: int = _option(32, "Width of a codebook vector.")
-    tower_epochs: int = _option(60, "Epochs over the items before tuning.")
+    tower_epochs: int = _option(
+        60,
+        "Epochs over the items before tuning, half as many over the users; or as many as 10,000 "
+        "steps allow.",
+    )
     item_vector_dim: int = _option(
         0, "Width of item vectors; 0 takes both embeddings whole, 128 saves memory."
     )
@@ -154,7 +158,9 @@ class LanguageModelOptions(_Group):
     )
     pair_dropout: float = _option(0.3, "Dropout of those vectors.")
     profile_epochs: int = _option(
-        2, "Epochs that fit what profiles say of nodes before tuning; 0: in tuning."
+        2,
+        "Epochs that fit what profiles say of nodes before tuning, or as many as 1,500 steps "
+        "allow; 0: in tuning.",
     )
     tower_weight: float = _option(0.0, "Weight of the tower losses while tuning.")
     tower_grad_scale: float = _option(

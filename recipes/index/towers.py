@@ -14,6 +14,7 @@ from modeling_ttds.towers_ttds import TTDSTower
 from recipes.index.embeddings import cached_fit, hashed
 
 CHUNK = 65_536  # entities encoded at once
+MOST_STEPS = 10_000  # of a fit: what sixty epochs of forty thousand entities take
 CLUSTERED = 65_536  # k-means sees so many at most: 256 for each of 256 codes
 CODE = [Path(file).read_text("utf-8") for file in (__file__, towers_ttds.__file__)]
 
@@ -92,19 +93,20 @@ def fit_tower(
         tower: The tower to train in place.
         text: Text embeddings, (num_entities, text_dim); zero rows are absent.
         collaborative: Collaborative embeddings, (num_entities, collaborative_dim).
-        num_epochs: Epochs over the entities; the first tenth trains without codes.
+        num_epochs: Epochs over the entities, or as many as 10,000 steps allow, but one at least.
         batch_size: Entities per step.
         learning_rate: Peak of a cosine schedule.
         seed: Seed of order, k-means, revival, sampling and dropout.
         description: Label of the progress bar.
         folder: Keeps the fit when it is finished; the same fit is not made twice.
     """
+    steps = -(-len(text) // batch_size)  # of an epoch
+    num_epochs = max(1, min(num_epochs, MOST_STEPS // steps))
 
     def fit() -> None:
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.AdamW(tower.parameters(), lr=learning_rate, weight_decay=1e-4)
-        steps = num_epochs * -(-len(text) // batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs * steps)
         init_codebooks(tower, latents_of(tower, text, collaborative), seed)
         progress = tqdm(range(num_epochs), desc=f"fit {description}", unit="epoch")
         for epoch in progress:

@@ -1,5 +1,6 @@
 """Fit what the profiles of histories say of the nodes, before the language model is tuned."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.nodes_ttds import TTDSHistory
 from recipes.index.embeddings import cached_fit, hashed
 
+MOST_STEPS = 1500  # of a fit: what two epochs of 36,000 users take
 LONGEST = 50  # newest items of a history that are read
 FILES = (__file__, entities_ttds.__file__, nodes_ttds.__file__, trie_ttds.__file__)
 CODE = [Path(file).read_text("utf-8") for file in FILES]
@@ -37,7 +39,8 @@ def fit_profiles(
     Args:
         model: A model with embeddings and SID table; its node head is fitted in place.
         training: Item rows per user, oldest first.
-        num_epochs: Epochs over the users; none leaves everything to the tuning.
+        num_epochs: Epochs over the users, or as many as 1,500 steps allow; none leaves everything
+            to the tuning.
         batch_size: Users per step.
         learning_rate: Of Adam for the profiles' weights; it falls to zero as a cosine.
         pair_learning_rate: The same for the vectors of pairs.
@@ -55,18 +58,19 @@ def fit_profiles(
         if pairs:
             groups.append({"params": pairs, "lr": pair_learning_rate})
         optimizer = torch.optim.Adam(groups)
-        steps = num_epochs * -(-len(histories) // batch_size)
+        steps = min(num_epochs * -(-len(histories) // batch_size), MOST_STEPS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        epochs = (torch.randperm(len(histories)).split(batch_size) for _ in range(num_epochs))
+        batches = itertools.islice(itertools.chain.from_iterable(epochs), steps)
         model.train()
-        with tqdm(range(num_epochs), desc="fit profiles", unit="epoch") as epochs:
-            for _ in epochs:
-                for users in torch.randperm(len(histories)).split(batch_size):
-                    loss = profile_loss(model, [histories[user] for user in users.tolist()])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                epochs.set_postfix(loss=f"{loss.item():.3f}")
+        with tqdm(batches, desc="fit profiles", unit="step", total=steps) as progress:
+            for users in progress:
+                loss = profile_loss(model, [histories[user] for user in users.tolist()])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            progress.set_postfix(loss=f"{loss.item():.3f}")
         model.zero_grad()
 
     torch.manual_seed(seed)
@@ -100,9 +104,13 @@ def profile_loss(model: TTDSForCausalLM, histories: list[np.ndarray]) -> Tensor:
     real = targets >= 0
     history, targets = TTDSHistory(profiles[real], before[real]), targets[real]
     states = profiles.new_zeros(len(targets), model.config.backbone_config.hidden_size)
-    loss = 0
+    loss = profiles.sum() * 0
     for level in range(model.trie.num_levels):
         nodes, child = (model.trie.node_of(targets, depth) for depth in (level, level + 1))
-        logits, children = model.node_logits(states, history, nodes, level)
-        loss = loss + F.cross_entropy(logits, child - children[:, 0])
+        several = model.trie.ranges(nodes, level)[1] > 1  # an only child is certain
+        if several.any():
+            asked = states[several], history[several], nodes[several], level
+            logits, children = model.node_logits(*asked)
+            chosen = child[several] - children[:, 0]
+            loss = loss + F.cross_entropy(logits, chosen, reduction="sum") / len(targets)
     return loss

@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from modeling_ttds.configuration_ttds import TTDSConfig, TTDSTowerConfig
 from modeling_ttds.sid_ttds import unique_sids
 from modeling_ttds.towers_ttds import TTDSTower
+from recipes.index import towers
 from recipes.index.refresh import refresh_sids
 from recipes.index.towers import (
     CHUNK,
@@ -154,6 +155,18 @@ def test_a_kept_fit_is_the_fit_and_what_is_drawn_after_it_is_the_same(tower, ent
     assert not torch.equal(found[0][2][0], next(iter(tower.state_dict().values())))
     fit_tower(tower, entities[0] + 1, entities[1], num_epochs=3, folder=tmp_path)
     assert len([*tmp_path.iterdir()]) == 2, "other data, another fit"
+
+
+def test_epochs_end_where_the_steps_do(tower, entities, monkeypatch):
+    states = []
+    for most, epochs in ((10_000, 3), (7, 50), (1, 1), (1, 50)):  # an epoch is two steps
+        monkeypatch.setattr(towers, "MOST_STEPS", most)
+        torch.manual_seed(0)
+        fitted = copy.deepcopy(tower)
+        fit_tower(fitted, *entities, num_epochs=epochs, batch_size=20)
+        states.append(torch.cat([value.flatten() for value in fitted.state_dict().values()]))
+    assert torch.equal(states[0], states[1]) and torch.equal(states[2], states[3])
+    assert not torch.equal(states[0], states[2])
 
 
 def test_report_of_many_entities_is_the_mean_over_those_present(tower):

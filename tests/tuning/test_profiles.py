@@ -60,3 +60,14 @@ def test_fitting_learns_moves_nothing_else_and_is_the_same_again(
     model.load_state_dict(before)
     with pytest.raises(TypeError):  # of other histories it is another fit
         fit_profiles(model, split.training[1:], **kept)
+
+
+def test_epochs_end_where_the_steps_do(model, split, monkeypatch):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fits = []
+    for most, epochs in ((1500, 1), (-(-len(split.training) // 8), 6)):
+        monkeypatch.setattr(profiles, "MOST_STEPS", most)
+        model.load_state_dict(before)
+        fit_profiles(model, split.training, num_epochs=epochs, batch_size=8, seed=0)
+        fits.append([value.clone() for value in model.state_dict().values()])
+    assert all(map(torch.equal, *fits))
