@@ -8,6 +8,7 @@ from recipes.evaluation.baselines.markov import transition_matrix
 
 LONGEST = 50
 MAX_PAIRS = 512  # of an item: what a history recalls is bounded, and the memory's size
+BLOCK = 16_384  # items whose pairs are counted at once
 LATE = 6  # how many of a history's newest items count as late ones, each half as much as the next
 HALF_LIFE, YEAR = 120 * 86400, 365 * 86400  # seconds
 UNIT = 1250  # steps at lags 1 to 5 weigh so many parts of it, in either direction
@@ -48,28 +49,30 @@ def build_cooccurrence(
     )
     popularity = np.asarray(bought.sum(0)).ravel()
     bought.data[:] = 1
-    # Whatever follows another has a user in common with it: these are all pairs there are.
-    together = (bought.T @ bought).tocsr()
-    roots = 1 / np.sqrt(np.maximum(together.diagonal(), 1))
-    # By hand: `setdiag` of SciPy 1.14 forgets items behind one that nobody chose.
-    first = np.repeat(np.arange(num_items), np.diff(together.indptr))
-    together.data[(together.indices == first) | (together.data < min_pair_users)] = 0
-    together.eliminate_zeros()
-    together.sort_indices()
-    first = np.repeat(np.arange(num_items), np.diff(together.indptr))
-    other, users = together.indices, together.data
-    if max_pairs is not None:
-        # A column of the matrix is the count over the root of its row's sum. Equal counts tie.
-        sums = np.asarray(transition.sum(1)).ravel()
-        strength = np.rint(_at(transition, first, other) * sums[first] * UNIT)
-        order = np.lexsort((other, -users, -strength, first))
-        rank = np.arange(len(order)) - together.indptr[first]
-        kept = np.sort(order[rank < max_pairs])
-        first, other, users = first[kept], other[kept], users[kept]
-    values = [_at(transition, first, other), _at(follow, first, other)]
-    values.append(roots[first] * users * roots[other])
+    buyers = bought.T.tocsr()  # (num_items, num_users)
+    roots = 1 / np.sqrt(np.maximum(np.diff(buyers.indptr), 1))
+    # A column of the matrix is the count over the root of its row's sum.
+    sums = np.asarray(transition.sum(1)).ravel()
+    parts = []
+    for begin in range(0, num_items, BLOCK):
+        # Whatever follows another has a user in common with it: these are all pairs there are.
+        together = (buyers[begin : begin + BLOCK] @ bought).tocsr()
+        together.sort_indices()
+        first = begin + np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
+        kept = (together.indices != first) & (together.data >= min_pair_users)
+        first, other, users = first[kept], together.indices[kept], together.data[kept]
+        if max_pairs is not None:  # equal counts tie
+            strength = np.rint(_at(transition, first, other) * sums[first] * UNIT)
+            order = np.lexsort((other, -users, -strength, first))
+            rank = np.arange(len(order)) - np.searchsorted(first, first)
+            kept = np.sort(order[rank < max_pairs])
+            first, other, users = first[kept], other[kept], users[kept]
+        values = [_at(transition, first, other), _at(follow, first, other)]
+        values.append(roots[first] * users * roots[other])
+        parts.append((first.astype(np.int32), other, np.stack(values, axis=1).astype(np.float32)))
+    pairs = (np.concatenate(column) for column in zip(*parts, strict=True))
     items = (popularity, _late(histories, num_items), *_times(everything, num_items, timestamps))
-    return memory_of(first, other, np.stack(values, axis=1), np.stack(items, axis=1))
+    return memory_of(*pairs, np.stack(items, axis=1))
 
 
 def memory_of(
