@@ -38,9 +38,10 @@ class TTDSSavingMixin:
                 self._save_beside(save_directory)
                 # The parent deletes shards that it did not write, but neither their index nor the
                 # one file in their place, which would be loaded before them.
-                folder = Path(save_directory)
-                sharded = any(folder.glob("model-*-of-*.safetensors"))
-                other = "model.safetensors" if sharded else "model.safetensors.index.json"
+                folder, variant = Path(save_directory), kwargs.get("variant")
+                of = "" if variant is None else f".{variant}"
+                sharded = any(folder.glob(f"model{of}-*-of-*.safetensors"))
+                other = f"model{of}.safetensors" if sharded else f"model.safetensors.index{of}.json"
                 (folder / other).unlink(missing_ok=True)
 
     def _save_beside(self, folder: str | os.PathLike) -> None:

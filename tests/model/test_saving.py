@@ -136,14 +136,16 @@ def test_a_saved_folder_can_be_saved_over(model, tmp_path):
     assert_of_one_state(model, tmp_path)
 
 
-def test_weights_in_one_file_and_in_several_take_each_other_s_place(model, tmp_path):
+@pytest.mark.parametrize("variant", [None, "fp32"])
+def test_weights_in_one_file_and_in_several_take_each_other_s_place(model, tmp_path, variant):
     history = [[entry["item_id"] for entry in model.catalogue[:3]]]
+    whole = "model.safetensors" if variant is None else f"model.{variant}.safetensors"
     for number, size in enumerate(("5GB", "100KB", "5GB")):
         model.remove_items([model.catalogue[-1]["item_id"]])
-        model.save_pretrained(tmp_path, max_shard_size=size)
+        model.save_pretrained(tmp_path, max_shard_size=size, variant=variant)
         weights = {file.name for file in tmp_path.glob("model[.-]*")}
-        assert ("model.safetensors" in weights) == (number != 1) == (len(weights) == 1)
-        loaded = TTDSForCausalLM.from_pretrained(tmp_path).eval()
+        assert (whole in weights) == (number != 1) == (len(weights) == 1)
+        loaded = TTDSForCausalLM.from_pretrained(tmp_path, variant=variant).eval()
         assert loaded.recommend(history) == model.recommend(history)
 
 
