@@ -77,7 +77,10 @@ class TTDSCatalogueMixin:
 
     @property
     def tokenizer(self) -> TTDSTokenizer:
-        """The tokenizer beside the model, loaded from its folder or repository on first need."""
+        """The tokenizer beside the model, loaded from its folder or repository on first need.
+
+        Its SID table is that of the model's catalogue, whatever it was when it was set or saved.
+        """
         if not self.has_tokenizer:
             raise ValueError(
                 "`tokenizer` is missing, as none was beside the model; set `model.tokenizer`."
@@ -91,6 +94,13 @@ class TTDSCatalogueMixin:
                     "`model.tokenizer`."
                 )
             self.tokenizer = TTDSTokenizer.from_pretrained(origin, **where)
+        if self.catalogue:
+            with self.lock.reading():
+                self._tokenizer.table = self._made_of(
+                    "_table",
+                    [self.item_sids, self.row_of],
+                    lambda: TTDSTable(list(self.row_of), self.item_sids.clone()),
+                )
         return self._tokenizer
 
     @tokenizer.setter
@@ -103,8 +113,8 @@ class TTDSCatalogueMixin:
         return self._tokenizer is not None or self._origin is not None
 
     def share_sid_table(self) -> None:
-        """Tell the tokenizer today's semantic IDs, for `encode_items` and `decode_items`."""
-        self.tokenizer.table = TTDSTable(list(self.row_of), self.item_sids.clone())
+        """Tell whoever else holds the tokenizer today's semantic IDs."""
+        self.tokenizer  # noqa: B018, whoever asks the model for it has them
 
     @asking
     def embed_texts(self, texts: Iterable[str]) -> Tensor:
@@ -367,6 +377,7 @@ class TTDSCatalogueMixin:
             sizes["pair_nodes"] = trie.num_nodes()
         tokenizer = self.tokenizer if self.has_tokenizer else None
         table = TTDSTable(list(row_of), tables["item_sids"].clone())
+        made["_table"] = self._kept([tables["item_sids"], row_of], table)
         with self.lock.swapping():
             for name, part in parts.items():
                 setattr(self, name, part)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.tokenization_ttds import TTDSTokenizer
 from tests.model.test_generation import make_model
 
 WHOLE = {"config.json", "generation_config.json", "model.safetensors", "catalogue.jsonl"}
@@ -232,6 +233,26 @@ def test_a_missing_tokenizer_is_named_and_nothing_is_changed_or_saved(model, tmp
                 refused(other)
             assert other.catalogue == model.catalogue and len(other.item_sids) == len(other.row_of)
             assert other.item_sids.equal(model.item_sids) and not (tmp_path / "no").exists()
+
+
+def test_the_tokenizer_names_items_as_the_model_does(model, tmp_path):
+    folder, apart = tmp_path / "new", TTDSTokenizer.from_pretrained(model._origin[0])
+    model.add_items([{"item_id": "new", "title": "Walnut kettle"}])
+    model.save_pretrained(folder)
+    apart.save_pretrained(folder)  # as `Trainer` does with the tokenizer it was given
+    loaded = TTDSForCausalLM.from_pretrained(folder)
+    given = copy.deepcopy(model)
+    given.tokenizer = apart
+    moved = copy.deepcopy(model)
+    state = copy.deepcopy(moved.state_dict())
+    state["item_sids"] = state["item_sids"].flip(0)
+    moved.load_state_dict(state)
+    for other in (loaded, given, moved):
+        for row in (0, -1):
+            item = other.catalogue[row]["item_id"]
+            ids = other.sid_tokens(other.item_sids[row]).tolist()
+            assert other.tokenizer.encode_items([item]) == ids
+            assert other.tokenizer.decode_items(ids) == [item]
 
 
 @pytest.mark.parametrize(
