@@ -71,8 +71,17 @@ class TTDSCatalogueMixin:
 
         Args:
             file: The file.
+
+        Raises:
+            ValueError: It is damaged, or not that of this model's items.
         """
-        text = Path(file).read_text(encoding="utf-8")
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} is no text in UTF-8 ({error}); copy the file anew from where the model "
+                "came from."
+            ) from None
         self.catalogue = TTDSEntries(text.removesuffix("\n").split("\n") if text else [])
 
     @property

@@ -216,7 +216,13 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         """The SID table of the items, as last set or loaded."""
         if "_table" not in self.__dict__:
             file = self.init_kwargs.get("sid_table_file")
-            loaded = json.loads(Path(file).read_text("utf-8")) if file else {}
+            try:
+                loaded = json.loads(Path(file).read_text("utf-8")) if file else {}
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"The SID table {file} cannot be read ({error}); put the file back, or set the "
+                    "table by `set_sid_table`."
+                ) from None
             self._table = TTDSTable(list(loaded), list(loaded.values()))
         return self._table
 

@@ -334,3 +334,31 @@ def test_a_trie_is_never_that_of_another_table():
         for name, value in vars(fresh).items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(getattr(model.trie, name), value), (number, name)
+
+
+def test_a_damaged_catalogue_or_table_is_named(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    file, table = tmp_path / "catalogue.jsonl", tmp_path / "sid_table.json"
+    whole = file.read_bytes()
+    first = whole.index(b"\n")
+    for damaged, reason in (
+        (whole[:-20], "holds the line .* which is no item .*copy the file anew"),
+        (whole[: first - 3] + whole[first:], "holds the line .* which is no item"),
+        (b"7" + whole[first:], "no item .it has no `item_id`."),
+        (b"\xef\xbb\xbf" + whole, "no item .Unexpected UTF-8 BOM"),
+        (b"\xff" + whole, "catalogue.jsonl is no text in UTF-8"),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=reason):
+            TTDSForCausalLM.from_pretrained(tmp_path)
+    # In the middle of a line it is seen when the line is read.
+    file.write_bytes(whole.replace(b'"title": "', b'"title": ', 1))
+    with pytest.raises(ValueError, match="holds the line"):
+        TTDSForCausalLM.from_pretrained(tmp_path).catalogue[0]
+    tokenizers = [TTDSTokenizer.from_pretrained(tmp_path) for _ in range(2)]
+    for tokenizer, damage in zip(
+        tokenizers, (lambda: table.write_text('{"i": [1, 2'), table.unlink), strict=True
+    ):
+        damage()
+        with pytest.raises(ValueError, match=r"SID table .*sid_table.json cannot be read"):
+            tokenizer.save_pretrained(tmp_path / "other")
