@@ -334,6 +334,8 @@ class TTDSCatalogueMixin:
     def remove_items(self, item_ids: Iterable[str]) -> None:
         """Take items out of catalogue, SID table and trie; the others keep their semantic IDs.
 
+        The rows of items move up, so users that are attached by rows are no longer.
+
         Other threads may recommend meanwhile: they see the catalogue before or after.
 
         Args:
@@ -388,6 +390,8 @@ class TTDSCatalogueMixin:
         table = TTDSTable(list(row_of), tables["item_sids"].clone())
         made["_table"] = self._kept([tables["item_sids"], row_of], table)
         with self.lock.swapping():
+            if len(rows) < len(self.item_sids) and hasattr(self, "user_histories"):
+                del self.user_histories  # rows of items as they were
             for name, part in parts.items():
                 setattr(self, name, part)
             self.__dict__ |= made
