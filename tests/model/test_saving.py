@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
 from modeling_ttds.tokenization_ttds import TTDSTokenizer
@@ -233,6 +234,21 @@ def test_a_missing_tokenizer_is_named_and_nothing_is_changed_or_saved(model, tmp
                 refused(other)
             assert other.catalogue == model.catalogue and len(other.item_sids) == len(other.row_of)
             assert other.item_sids.equal(model.item_sids) and not (tmp_path / "no").exists()
+
+
+def test_an_adapter_s_folder_gives_all_that_its_base_is(model, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model.save_pretrained(base)
+    history = [[entry["item_id"] for entry in model.catalogue[:3]]]
+    plain = model.recommend(history)
+    tuned = get_peft_model(
+        TTDSForCausalLM.from_pretrained(base).eval(),
+        LoraConfig(target_modules=["query_key_value"], init_lora_weights=False),
+    )
+    tuned.save_pretrained(adapter)
+    loaded = TTDSForCausalLM.from_pretrained(adapter).eval()
+    assert loaded.recommend(history) == tuned.recommend(history) != plain
+    assert loaded.tokenizer.sid_table == model.tokenizer.sid_table
 
 
 def test_the_tokenizer_names_items_as_the_model_does(model, tmp_path):
