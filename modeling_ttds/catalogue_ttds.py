@@ -149,7 +149,8 @@ class TTDSCatalogueMixin:
             texts = [normalised(text) for text in texts]
             embeddings = encode_by_encoder(self.config.text_encoder, texts, device=self.device)
             return embeddings.to(self.item_text)
-        ids = [self.tokenizer.encode_words(text) for text in texts]
+        tokenizer = self.tokenizer
+        ids = [tokenizer.encode_words(text) for text in texts]
         if self.config.text_encoder == "tokens":
             return self.token_table.encode(ids).to(self.item_text)
         with evaluating(self):
@@ -160,7 +161,7 @@ class TTDSCatalogueMixin:
                     ).last_hidden_state
                 ),
                 ids,
-                pad_token_id=self.tokenizer.pad_token_id,
+                pad_token_id=tokenizer.pad_token_id,
                 device=self.device,
             )
         return embeddings.to(self.item_text)
