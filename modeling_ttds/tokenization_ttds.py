@@ -89,10 +89,11 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         tokenizer = cls(
             tokenizer_object=base.backend_tokenizer,
             chat_template=base.chat_template,
-            bos_token=base.bos_token,
-            eos_token=base.eos_token,
-            unk_token=base.unk_token,
-            pad_token=base.pad_token or base.eos_token,
+            **{"pad_token": base.eos_token} | base.special_tokens_map,
+            extra_special_tokens=base.extra_special_tokens,
+            padding_side=base.padding_side,
+            truncation_side=base.truncation_side,
+            model_max_length=base.model_max_length,
             num_levels=num_levels,
             num_codes=num_codes,
         )
