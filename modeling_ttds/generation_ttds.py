@@ -269,9 +269,10 @@ class TTDSConstraint(LogitsProcessor):
         sids = input_ids[:, self.prompt_length :] - self.sid_token_start - levels
         nodes = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
         if depth:
-            # A row that `generate` filled up beyond the legal ones may be anywhere.
-            nodes = self.trie.walk(sids)[-1].clamp_min(0)
-        children, real = self.trie.children(nodes, depth)
+            nodes = self.trie.walk(sids)[-1]
+        # A row that `generate` filled up beyond the legal ones, or drafted, may be anywhere.
+        children, real = self.trie.children(nodes.clamp_min(0), depth)
+        may_follow = real & (nodes >= 0)[:, None]
         codes = self.trie.codes[depth + 1][children]
         tokens = self.sid_token_start + depth * self.num_codes + codes
         found = scores.gather(1, tokens).float().masked_fill(~real, -torch.inf).log_softmax(-1)
@@ -281,9 +282,10 @@ class TTDSConstraint(LogitsProcessor):
             prompt = torch.arange(num_prompts, device=children.device)
             prompt = prompt.repeat_interleave(children.numel() // num_prompts)
             count = self.candidates.count(children.flatten(), depth + 1, prompt)
-            found = found.masked_fill((count == 0).view_as(children), -torch.inf)
+            none = (count == 0).view_as(children)
+            found, may_follow = found.masked_fill(none, -torch.inf), may_follow & ~none
         found = found.masked_fill(found.isnan(), -torch.inf)  # where all were -inf before
-        self._check_goes_on(found)
+        self._check_goes_on(found > -torch.inf, may_follow)
         # What pads a row of children repeats its first: the real one stays.
         masked = torch.full_like(scores, -torch.inf)
         masked = masked.scatter_reduce(1, tokens, found.to(scores.dtype), "amax")
@@ -296,13 +298,16 @@ class TTDSConstraint(LogitsProcessor):
         prompts = self.prompts.repeat_interleave(len(scores) // len(self.prompts))
         return torch.where(prompts[:, None], masked, scores)
 
-    def _check_goes_on(self, found: Tensor) -> None:
+    def _check_goes_on(self, found: Tensor, may_follow: Tensor) -> None:
         # One of a prompt's beams is enough. Where nothing is possible, any token would be taken.
         prompts = self.prompts
         if prompts is None:
             number = 1 if self.candidates is None else len(self.candidates.places)
             prompts = torch.ones(number, dtype=torch.bool, device=found.device)
-        stuck = prompts & (found == -torch.inf).view(len(prompts), -1).all(1)
+        found, may_follow = (
+            codes.view(len(prompts), -1).any(1) for codes in (found & may_follow, may_follow)
+        )
+        stuck = prompts & may_follow & ~found
         if stuck.any():
             raise ValueError(
                 f"No item can be generated after prompt {int(stuck.nonzero()[0])}: another logits "
@@ -421,20 +426,26 @@ class TTDSGenerationMixin(GenerationMixin):
             values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
             return next((value for value in values if value is not None), default)
 
-        constraint = TTDSConstraint(
-            trie,
-            inputs.shape[1],
-            self.config.sid_token_start,
-            tower.num_codes,
-            candidates,
-            prompts,
-            option("pad_token_id", 0),
-        )
-        end = TTDSItemEnd(prompts, inputs.shape[1] + tower.num_levels)
         added = {
-            "logits_processor": LogitsProcessorList([constraint]),
-            "stopping_criteria": StoppingCriteriaList([end]),
+            "logits_processor": LogitsProcessorList(),
+            "stopping_criteria": StoppingCriteriaList(
+                [TTDSItemEnd(prompts, inputs.shape[1] + tower.num_levels)]
+            ),
         }
+        given = bound.arguments.get("logits_processor") or []
+        tries = [part.trie for part in given if isinstance(part, TTDSConstraint)]
+        # Whoever drafts for another model goes down its trie.
+        if all(other is trie for other in tries):
+            constraint = TTDSConstraint(
+                trie,
+                inputs.shape[1],
+                self.config.sid_token_start,
+                tower.num_codes,
+                candidates,
+                prompts,
+                option("pad_token_id", 0),
+            )
+            added["logits_processor"].append(constraint)
         if option("num_beams", 1) > 1:
             _check_enough(candidates, prompts, option("num_return_sequences", 1))
         for name, ours in added.items():

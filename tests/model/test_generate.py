@@ -155,18 +155,20 @@ def test_padding_may_stand_on_either_side():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("drafts", ["assistant", "prompt lookup"])
+@pytest.mark.parametrize("drafts", ["assistant", "assistant of other items", "prompt lookup"])
 def test_drafts_end_where_the_item_does(drafts):
     model = make_model()
     model.config.exclude_seen = False
     histories = [["i1", "i2", "i1"], ["i4", "i4", "i4"], ["i9", "i30", "i9", "i30"]]
     options = {"prompt_lookup_num_tokens": 9}
-    if drafts == "assistant":
+    if drafts != "prompt lookup":
         options = {"assistant_model": copy.deepcopy(model)}
+    if drafts == "assistant of other items":  # what it drafts leads to none of ours
+        options["assistant_model"].item_sids.copy_((model.item_sids + 3) % CODES)
     for history in histories:
         rows = model.history_rows([history], "error")
         ids, _ = model.history_prompts(rows, rows)
-        for allowed in (None, history):
+        for allowed in (None, history, ["i7"]):
             plain = model.generate(input_ids=ids, allowed=allowed, **OPTIONS)
             made = model.generate(input_ids=ids, allowed=allowed, **options, **OPTIONS)
             assert torch.equal(made[:, : plain.shape[1]], plain)
