@@ -311,8 +311,9 @@ class TTDSConstraint(LogitsProcessor):
         if stuck.any():
             raise ValueError(
                 f"No item can be generated after prompt {int(stuck.nonzero()[0])}: another logits "
-                "processor, as of `suppress_tokens` or `prefix_allowed_tokens_fn`, forbids all "
-                "codes that lead to one; leave it out, and narrow by `allowed`."
+                "processor, as of `suppress_tokens`, `no_repeat_ngram_size` or "
+                "`prefix_allowed_tokens_fn`, forbids all codes that lead to one; leave it out, and "
+                "narrow by `allowed`."
             )
 
 
