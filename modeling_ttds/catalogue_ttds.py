@@ -290,7 +290,9 @@ class TTDSCatalogueMixin:
             return self.embed_texts(item_text(record) for record in records)
         expected = (len(records), self.config.item_tower.text_dim)
         try:
-            text = torch.as_tensor(given if isinstance(given, Tensor) else np.asarray(given))
+            # What is read only, as of a pandas frame, is copied: torch warns of writing into it.
+            table = given if isinstance(given, Tensor) else np.require(given, requirements="W")
+            text = torch.as_tensor(table)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`text_embeddings` is no table of numbers ({error}); give one row per item."
