@@ -71,13 +71,25 @@ class TTDSCatalogueMixin:
 
         Args:
             file: The file.
+
+        Raises:
+            ValueError: It is damaged, or not that of this model's items.
         """
-        text = Path(file).read_text(encoding="utf-8")
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} is no text in UTF-8 ({error}); copy the file anew from where the model "
+                "came from."
+            ) from None
         self.catalogue = TTDSEntries(text.removesuffix("\n").split("\n") if text else [])
 
     @property
     def tokenizer(self) -> TTDSTokenizer:
-        """The tokenizer beside the model, loaded from its folder or repository on first need."""
+        """The tokenizer beside the model, loaded from its folder or repository on first need.
+
+        Its SID table is that of the model's catalogue, whatever it was when it was set or saved.
+        """
         if not self.has_tokenizer:
             raise ValueError(
                 "`tokenizer` is missing, as none was beside the model; set `model.tokenizer`."
@@ -91,6 +103,13 @@ class TTDSCatalogueMixin:
                     "`model.tokenizer`."
                 )
             self.tokenizer = TTDSTokenizer.from_pretrained(origin, **where)
+        if self.catalogue:
+            with self.lock.reading():
+                self._tokenizer.table = self._made_of(
+                    "_table",
+                    [self.item_sids, self.row_of],
+                    lambda: TTDSTable(list(self.row_of), self.item_sids.clone()),
+                )
         return self._tokenizer
 
     @tokenizer.setter
@@ -103,8 +122,8 @@ class TTDSCatalogueMixin:
         return self._tokenizer is not None or self._origin is not None
 
     def share_sid_table(self) -> None:
-        """Tell the tokenizer today's semantic IDs, for `encode_items` and `decode_items`."""
-        self.tokenizer.table = TTDSTable(list(self.row_of), self.item_sids.clone())
+        """Tell whoever else holds the tokenizer today's semantic IDs."""
+        self.tokenizer  # noqa: B018, whoever asks the model for it has them
 
     @asking
     def embed_texts(self, texts: Iterable[str]) -> Tensor:
@@ -130,7 +149,8 @@ class TTDSCatalogueMixin:
             texts = [normalised(text) for text in texts]
             embeddings = encode_by_encoder(self.config.text_encoder, texts, device=self.device)
             return embeddings.to(self.item_text)
-        ids = [self.tokenizer.encode_words(text) for text in texts]
+        tokenizer = self.tokenizer
+        ids = [tokenizer.encode_words(text) for text in texts]
         if self.config.text_encoder == "tokens":
             return self.token_table.encode(ids).to(self.item_text)
         with evaluating(self):
@@ -141,7 +161,7 @@ class TTDSCatalogueMixin:
                     ).last_hidden_state
                 ),
                 ids,
-                pad_token_id=self.tokenizer.pad_token_id,
+                pad_token_id=tokenizer.pad_token_id,
                 device=self.device,
             )
         return embeddings.to(self.item_text)
@@ -270,7 +290,9 @@ class TTDSCatalogueMixin:
             return self.embed_texts(item_text(record) for record in records)
         expected = (len(records), self.config.item_tower.text_dim)
         try:
-            text = torch.as_tensor(given if isinstance(given, Tensor) else np.asarray(given))
+            # What is read only, as of a pandas frame, is copied: torch warns of writing into it.
+            table = given if isinstance(given, Tensor) else np.require(given, requirements="W")
+            text = torch.as_tensor(table)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`text_embeddings` is no table of numbers ({error}); give one row per item."
@@ -314,6 +336,8 @@ class TTDSCatalogueMixin:
 
     def remove_items(self, item_ids: Iterable[str]) -> None:
         """Take items out of catalogue, SID table and trie; the others keep their semantic IDs.
+
+        The rows of items move up, so users that are attached by rows are no longer.
 
         Other threads may recommend meanwhile: they see the catalogue before or after.
 
@@ -367,7 +391,10 @@ class TTDSCatalogueMixin:
             sizes["pair_nodes"] = trie.num_nodes()
         tokenizer = self.tokenizer if self.has_tokenizer else None
         table = TTDSTable(list(row_of), tables["item_sids"].clone())
+        made["_table"] = self._kept([tables["item_sids"], row_of], table)
         with self.lock.swapping():
+            if len(rows) < len(self.item_sids) and hasattr(self, "user_histories"):
+                del self.user_histories  # rows of items as they were
             for name, part in parts.items():
                 setattr(self, name, part)
             self.__dict__ |= made

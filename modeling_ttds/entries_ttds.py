@@ -9,9 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIRST = '{"item_id": "'  # how a line of a catalogue's file begins
+from .records_ttds import shown
+
+FIRST, LAST = '{"item_id": "', '"}'  # how a line of a catalogue's file begins and ends
 ROOM = 16  # a table that grows gets room for a sixteenth more
 UNREAD = -2  # label of an item whose entry nobody has asked for
+
+
+def _read(line: str) -> dict[str, str]:
+    reason = "it has no `item_id`"
+    try:
+        entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(entry.get("item_id"), str):
+            return entry
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(
+        f"`catalogue.jsonl` holds the line {shown(line)}, which is no item ({reason}); copy the "
+        "file anew from where the model came from."
+    )
 
 
 class TTDSEntries(Sequence):
@@ -33,7 +49,7 @@ class TTDSEntries(Sequence):
             return [self[row] for row in range(*index.indices(len(self)))]
         entry = self._items[index]
         if isinstance(entry, str):
-            entry = self._items[index] = json.loads(entry)
+            entry = self._items[index] = _read(entry)
         return entry
 
     def __setitem__(self, row: int, entry: dict[str, str]) -> None:
@@ -55,10 +71,10 @@ class TTDSEntries(Sequence):
         for entry in self._items:
             if not isinstance(entry, str):
                 yield entry["item_id"]
-            elif entry.startswith(FIRST):
+            elif entry.startswith(FIRST) and entry.endswith(LAST):
                 yield scanstring(entry, len(FIRST))[0]
             else:
-                yield json.loads(entry)["item_id"]
+                yield _read(entry)["item_id"]
 
     def lines(self) -> Iterable[str]:
         """Yield a line of JSON per entry."""

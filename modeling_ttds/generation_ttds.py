@@ -219,6 +219,7 @@ class TTDSConstraint(LogitsProcessor):
         candidates: Which items may appear after each prompt; all by default.
         prompts: Which prompts are answered by an item, (batch,), the others being left alone; all
             by default.
+        pad_token_id: What stands behind a whole item while other prompts go on.
 
     Raises:
         ValueError: No item may appear after a prompt.
@@ -232,6 +233,7 @@ class TTDSConstraint(LogitsProcessor):
         num_codes: int,
         candidates: TTDSCandidates | None = None,
         prompts: Tensor | None = None,
+        pad_token_id: int = 0,
     ):
         self.trie = trie
         self.prompt_length = prompt_length
@@ -239,6 +241,7 @@ class TTDSConstraint(LogitsProcessor):
         self.num_codes = num_codes
         self.candidates = candidates
         self.prompts = prompts
+        self.pad_token_id = pad_token_id
         if candidates is not None:
             _check_enough(candidates, prompts, 1)
 
@@ -246,12 +249,16 @@ class TTDSConstraint(LogitsProcessor):
         """Mask and renormalise the scores (batch * beams, vocab_size) of the next token.
 
         Raises:
-            ValueError: The catalogue is empty, or all levels have their code already.
+            ValueError: The catalogue is empty, all levels have their code, or another logits
+                processor leaves no code.
         """
         depth = input_ids.shape[1] - self.prompt_length
         if depth >= self.trie.num_levels:
-            if self.prompts is not None:  # who is done waits for the others
-                return scores
+            if self.prompts is not None:
+                # Who is done waits for the others; drafts of an assistant end here too.
+                done = torch.full_like(scores, -torch.inf)
+                done[:, self.pad_token_id] = 0
+                return self._of_prompts(done, scores)
             raise ValueError(
                 f"`max_new_tokens` goes past the {self.trie.num_levels} levels of a semantic ID; "
                 f"generate with `max_new_tokens={self.trie.num_levels}`."
@@ -262,9 +269,10 @@ class TTDSConstraint(LogitsProcessor):
         sids = input_ids[:, self.prompt_length :] - self.sid_token_start - levels
         nodes = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
         if depth:
-            # A row that `generate` filled up beyond the legal ones may be anywhere.
-            nodes = self.trie.walk(sids)[-1].clamp_min(0)
-        children, real = self.trie.children(nodes, depth)
+            nodes = self.trie.walk(sids)[-1]
+        # A row that `generate` filled up beyond the legal ones, or drafted, may be anywhere.
+        children, real = self.trie.children(nodes.clamp_min(0), depth)
+        may_follow = real & (nodes >= 0)[:, None]
         codes = self.trie.codes[depth + 1][children]
         tokens = self.sid_token_start + depth * self.num_codes + codes
         found = scores.gather(1, tokens).float().masked_fill(~real, -torch.inf).log_softmax(-1)
@@ -274,14 +282,39 @@ class TTDSConstraint(LogitsProcessor):
             prompt = torch.arange(num_prompts, device=children.device)
             prompt = prompt.repeat_interleave(children.numel() // num_prompts)
             count = self.candidates.count(children.flatten(), depth + 1, prompt)
-            found = found.masked_fill((count == 0).view_as(children), -torch.inf)
+            none = (count == 0).view_as(children)
+            found, may_follow = found.masked_fill(none, -torch.inf), may_follow & ~none
+        found = found.masked_fill(found.isnan(), -torch.inf)  # where all were -inf before
+        self._check_goes_on(found > -torch.inf, may_follow)
         # What pads a row of children repeats its first: the real one stays.
         masked = torch.full_like(scores, -torch.inf)
         masked = masked.scatter_reduce(1, tokens, found.to(scores.dtype), "amax")
+        return self._of_prompts(masked, scores)
+
+    def _of_prompts(self, masked: Tensor, scores: Tensor) -> Tensor:
+        """Return the first for prompts that an item answers, the second for the others."""
         if self.prompts is None:
             return masked
         prompts = self.prompts.repeat_interleave(len(scores) // len(self.prompts))
         return torch.where(prompts[:, None], masked, scores)
+
+    def _check_goes_on(self, found: Tensor, may_follow: Tensor) -> None:
+        # One of a prompt's beams is enough. Where nothing is possible, any token would be taken.
+        prompts = self.prompts
+        if prompts is None:
+            number = 1 if self.candidates is None else len(self.candidates.places)
+            prompts = torch.ones(number, dtype=torch.bool, device=found.device)
+        found, may_follow = (
+            codes.view(len(prompts), -1).any(1) for codes in (found & may_follow, may_follow)
+        )
+        stuck = prompts & may_follow & ~found
+        if stuck.any():
+            raise ValueError(
+                f"No item can be generated after prompt {int(stuck.nonzero()[0])}: another logits "
+                "processor, as of `suppress_tokens`, `no_repeat_ngram_size` or "
+                "`prefix_allowed_tokens_fn`, forbids all codes that lead to one; leave it out, and "
+                "narrow by `allowed`."
+            )
 
 
 def _check_enough(candidates: TTDSCandidates, prompts: Tensor | None, returned: int) -> None:
@@ -339,8 +372,9 @@ class TTDSGenerationMixin(GenerationMixin):
         """Generate as `GenerationMixin.generate` does; after a next-item prompt, an item.
 
         With `num_return_sequences=num_beams` and `length_penalty=0` the lists are those of
-        `recommend(rerank=False, memory=False)` with as many beams. Prompts of any other wording,
-        and prompts given as embeddings, keep the whole vocabulary.
+        `recommend(rerank=False, memory=False)` with as many beams. What is returned has SID tokens
+        for placeholders, and padding at the beginning. Prompts of any other wording, and prompts
+        given as embeddings, keep the whole vocabulary.
 
         Args:
             inputs: Token ids, (batch, length), if not given as `input_ids`.
@@ -351,20 +385,24 @@ class TTDSGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: No item may appear after a prompt, or fewer than its beams are to return, an
-                item is unknown, there are items `allowed` and no next-item prompt, or the ids are
-                no tensor of two dimensions.
+                item is unknown, there are items `allowed` and no next-item prompt, the ids are no
+                tensor of two dimensions, or another logits processor leaves no code.
         """
-        name, ids = "inputs", inputs
+        name = "inputs"
         if inputs is None:
-            name, ids = "input_ids", kwargs.get("input_ids")
-        if ids is not None and not (isinstance(ids, Tensor) and ids.ndim == 2):
+            name, inputs = "input_ids", kwargs.pop("input_ids", None)
+        if inputs is not None and not (isinstance(inputs, Tensor) and inputs.ndim == 2):
             raise ValueError(
-                f"`{name}` is {shown(ids)}; give a tensor of token ids of shape (batch, length)."
+                f"`{name}` is {shown(inputs)}; give a tensor of token ids of shape (batch, length)."
             )
-        mask = self.allowed_mask(allowed)
-        prompts = None
-        if ids is not None and ids.shape[1]:
-            prompts = self.next_item_prompts(ids, kwargs.get("attention_mask"))
+        mask, prompts = self.allowed_mask(allowed), None
+        padding = kwargs.get("attention_mask")
+        if inputs is not None and inputs.shape[1]:
+            if len(self.trie.codes[-1]) == len(self.item_sids):
+                # Penalties and drafts know no placeholders; where items share a semantic ID, these
+                # say which it is.
+                inputs = self.bind(inputs)
+            prompts = self.next_item_prompts(inputs, padding)
         if prompts is None or not prompts.any():
             if mask is not None:
                 raise ValueError(
@@ -372,32 +410,45 @@ class TTDSGenerationMixin(GenerationMixin):
                     "`config.prompt_ids`."
                 )
             return super().generate(inputs, *args, **kwargs)
+        if padding is not None and not {"inputs_embeds", "position_ids"} & kwargs.keys():
+            # What is generated follows the last place, so padding goes to the beginning.
+            order = padding.long().argsort(dim=1, stable=True)
+            inputs = inputs.gather(1, order)
+            padding = kwargs["attention_mask"] = padding.gather(1, order)
         trie, tower = self.trie, self.config.item_tower
-        seen = self.context(visible_ids(ids, kwargs.get("attention_mask"))).items
+        seen = self.context(visible_ids(inputs, padding)).items
         if not self.config.exclude_seen:
             seen = torch.full_like(seen, -1)
         candidates = TTDSCandidates(trie, mask, seen)
-        constraint = TTDSConstraint(
-            trie,
-            ids.shape[1],
-            self.config.sid_token_start,
-            tower.num_codes,
-            candidates,
-            prompts,
-        )
-        end = TTDSItemEnd(prompts, ids.shape[1] + tower.num_levels)
-        added = {
-            "logits_processor": LogitsProcessorList([constraint]),
-            "stopping_criteria": StoppingCriteriaList([end]),
-        }
         bound = signature(super().generate).bind(inputs, *args, **kwargs)
-        config = bound.arguments.get("generation_config") or self.generation_config
-        beams, returned = (
-            kwargs.get(name) or getattr(config, name) or 1
-            for name in ("num_beams", "num_return_sequences")
-        )
-        if beams > 1:
-            _check_enough(candidates, prompts, returned)
+        configs = bound.arguments.get("generation_config"), self.generation_config
+
+        def option(name: str, default: int) -> int:
+            values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+            return next((value for value in values if value is not None), default)
+
+        added = {
+            "logits_processor": LogitsProcessorList(),
+            "stopping_criteria": StoppingCriteriaList(
+                [TTDSItemEnd(prompts, inputs.shape[1] + tower.num_levels)]
+            ),
+        }
+        given = bound.arguments.get("logits_processor") or []
+        tries = [part.trie for part in given if isinstance(part, TTDSConstraint)]
+        # Whoever drafts for another model goes down its trie.
+        if all(other is trie for other in tries):
+            constraint = TTDSConstraint(
+                trie,
+                inputs.shape[1],
+                self.config.sid_token_start,
+                tower.num_codes,
+                candidates,
+                prompts,
+                option("pad_token_id", 0),
+            )
+            added["logits_processor"].append(constraint)
+        if option("num_beams", 1) > 1:
+            _check_enough(candidates, prompts, option("num_return_sequences", 1))
         for name, ours in added.items():
             bound.arguments[name] = type(ours)([*(bound.arguments.get(name) or []), *ours])
         return super().generate(*bound.args, **bound.kwargs)

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
@@ -307,6 +308,8 @@ class TTDSForCausalLM(
             use_cache: Whether keys and values are kept and returned.
             logits_to_keep: How many of the last positions get logits; 0 means all.
             num_items_in_batch: Number of labels the loss is averaged over; by default this batch's.
+                `Trainer` gives it without the labels where it makes the loss itself; a warning says
+                what that misses.
             entity_ids: Placeholder ids of entities of the batch whose SID tokens are aligned with
                 their text, (num_entities, num_levels).
             entity_text_ids: Their text, padded on the right with -100, (num_entities, text_length).
@@ -353,6 +356,13 @@ class TTDSForCausalLM(
         shifted = targets is not None
         if targets is None and labels is not None:
             targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        if targets is None and num_items_in_batch is not None and not torch.compiler.is_compiling():
+            warnings.warn(
+                "`num_items_in_batch` comes without `labels`: a loss that is made of `logits`, as "
+                "by `label_smoothing_factor` or `compute_loss_func`, is over the whole vocabulary, "
+                "not among the codes that lead to items; leave them out.",
+                stacklevel=2,
+            )
         named = {"position_ids": position_ids, "use_cache": use_cache, CACHE: cache}
         kwargs |= {name: value for name, value in named.items() if value is not None}
         outputs = self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
@@ -446,5 +456,7 @@ class TTDSForCausalLM(
         return False
 
 
+# `Trainer` shifts the labels that it smoothes for the classes named there, and no others.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[TTDSConfig.model_type] = TTDSForCausalLM.__name__
 TTDSConfig.register_for_auto_class()
 TTDSForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -2,11 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import cached_file, extract_commit_hash
 
 from .catalogue_ttds import CATALOGUE_FILE, TOKENIZER_FILE
+
+# What is of whoever loads, and not of the repository loaded from.
+OF_READER = ("cache_dir", "force_download", "local_files_only", "token")
 
 
 class TTDSSavingMixin:
@@ -38,9 +42,10 @@ class TTDSSavingMixin:
                 self._save_beside(save_directory)
                 # The parent deletes shards that it did not write, but neither their index nor the
                 # one file in their place, which would be loaded before them.
-                folder = Path(save_directory)
-                sharded = any(folder.glob("model-*-of-*.safetensors"))
-                other = "model.safetensors" if sharded else "model.safetensors.index.json"
+                folder, variant = Path(save_directory), kwargs.get("variant")
+                of = "" if variant is None else f".{variant}"
+                sharded = any(folder.glob(f"model{of}-*-of-*.safetensors"))
+                other = f"model{of}.safetensors" if sharded else f"model.safetensors.index{of}.json"
                 (folder / other).unlink(missing_ok=True)
 
     def _save_beside(self, folder: str | os.PathLike) -> None:
@@ -67,33 +72,18 @@ class TTDSSavingMixin:
             *args: As of `PreTrainedModel.from_pretrained`.
             **kwargs: As of `PreTrainedModel.from_pretrained`.
         """
-        where = (
-            "cache_dir",
-            "force_download",
-            "local_files_only",
-            "revision",
-            "subfolder",
-            "token",
-        )
-        hub = {name: kwargs[name] for name in where if kwargs.get(name) is not None}
-        origin = pretrained_model_name_or_path
-        beside = origin is not None  # where configuration and weights are given, there is none
-        if beside and os.path.isdir(origin):
-            # By its whole path: the process may stand elsewhere when the tokenizer is asked for.
-            origin = os.path.abspath(origin)
-            beside = Path(origin, hub.get("subfolder", ""), TOKENIZER_FILE).is_file()
-        file = cached_file(
-            pretrained_model_name_or_path,
-            CATALOGUE_FILE,
-            _raise_exceptions_for_missing_entries=False,
-            **hub,
-        )
+        names = (*OF_READER, "revision", "subfolder")
+        hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        file, origin = _beside(pretrained_model_name_or_path, hub)
         commit = extract_commit_hash(file, None)
         if commit is not None:  # weights, catalogue and, later, the tokenizer are of one commit
             hub["revision"] = kwargs["revision"] = commit
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._origin = (origin, hub) if beside else None
+        if file is None and model._hf_peft_config_loaded:  # an adapter's folder: all is in its base
+            hub = {name: value for name, value in hub.items() if name in OF_READER}
+            file, origin = _beside(model.name_or_path, hub)
+        model._origin = None if origin is None else (origin, hub)
         for buffer in model.buffers():
             # An empty one is read as a view of its neighbour in the file, which `torch.save` takes
             # for one tensor of two types.
@@ -103,3 +93,22 @@ class TTDSSavingMixin:
             model.read_catalogue(file)
             model.prepare_tracing()
         return loaded
+
+
+def _beside(
+    path: str | os.PathLike | None, hub: dict[str, Any]
+) -> tuple[str | None, str | os.PathLike | None]:
+    """Return where a model's catalogue is and where its tokenizer is to be had, None for none.
+
+    Args:
+        path: Folder or Hub id of the model.
+        hub: How it is got.
+    """
+    origin = path  # where configuration and weights are given, there is none
+    if path is not None and os.path.isdir(path):
+        # By its whole path: the process may stand elsewhere when the tokenizer is asked for.
+        origin = os.path.abspath(path)
+        if not Path(origin, hub.get("subfolder", ""), TOKENIZER_FILE).is_file():
+            origin = None
+    file = cached_file(path, CATALOGUE_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    return file, origin

@@ -89,10 +89,11 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         tokenizer = cls(
             tokenizer_object=base.backend_tokenizer,
             chat_template=base.chat_template,
-            bos_token=base.bos_token,
-            eos_token=base.eos_token,
-            unk_token=base.unk_token,
-            pad_token=base.pad_token or base.eos_token,
+            **{"pad_token": base.eos_token} | base.special_tokens_map,
+            extra_special_tokens=base.extra_special_tokens,
+            padding_side=base.padding_side,
+            truncation_side=base.truncation_side,
+            model_max_length=base.model_max_length,
             num_levels=num_levels,
             num_codes=num_codes,
         )
@@ -216,7 +217,13 @@ class TTDSTokenizer(PreTrainedTokenizerFast):
         """The SID table of the items, as last set or loaded."""
         if "_table" not in self.__dict__:
             file = self.init_kwargs.get("sid_table_file")
-            loaded = json.loads(Path(file).read_text("utf-8")) if file else {}
+            try:
+                loaded = json.loads(Path(file).read_text("utf-8")) if file else {}
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"The SID table {file} cannot be read ({error}); put the file back, or set the "
+                    "table by `set_sid_table`."
+                ) from None
             self._table = TTDSTable(list(loaded), list(loaded.values()))
         return self._table
 

@@ -1,5 +1,7 @@
 """`generate` after a next-item prompt: valid items only, and the lists of `recommend`."""
 
+import copy
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -129,3 +131,78 @@ def test_ids_are_a_tensor_of_two_dimensions(ids):
     ):
         with pytest.raises(ValueError, match=f"^`{name}` is .*; give a tensor of token ids of sh"):
             call()
+
+
+@torch.no_grad()
+def test_padding_may_stand_on_either_side():
+    model = make_model()
+    histories = [["i1", "i2", "i3"], ["i9"], []]
+    rows = model.history_rows(histories, "error")
+    ids, mask = model.history_prompts(rows, rows)  # padded on the right
+    assert not mask[:, -1].all()
+    scores = {"return_dict_in_generate": True, "output_scores": True, "length_penalty": 0.0}
+    made = model.generate(
+        input_ids=ids.masked_fill(mask == 0, 7),
+        attention_mask=mask,
+        num_beams=8,
+        **scores,
+        **OPTIONS,
+    )
+    lists = model.recommend(histories, top_k=1, num_beams=8, rerank=False, memory=False)
+    assert items_of(model, made.sequences) == [best.item_id for (best,) in lists]
+    expected = torch.tensor([best.score for (best,) in lists])
+    torch.testing.assert_close(made.sequences_scores, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("drafts", ["assistant", "assistant of other items", "prompt lookup"])
+def test_drafts_end_where_the_item_does(drafts):
+    model = make_model()
+    model.config.exclude_seen = False
+    histories = [["i1", "i2", "i1"], ["i4", "i4", "i4"], ["i9", "i30", "i9", "i30"]]
+    options = {"prompt_lookup_num_tokens": 9}
+    if drafts != "prompt lookup":
+        options = {"assistant_model": copy.deepcopy(model)}
+    if drafts == "assistant of other items":  # what it drafts leads to none of ours
+        options["assistant_model"].item_sids.copy_((model.item_sids + 3) % CODES)
+    for history in histories:
+        rows = model.history_rows([history], "error")
+        ids, _ = model.history_prompts(rows, rows)
+        for allowed in (None, history, ["i7"]):
+            plain = model.generate(input_ids=ids, allowed=allowed, **OPTIONS)
+            made = model.generate(input_ids=ids, allowed=allowed, **options, **OPTIONS)
+            assert torch.equal(made[:, : plain.shape[1]], plain)
+            assert not made[:, plain.shape[1] :].any(), "behind an item is padding"
+
+
+@torch.no_grad()
+def test_penalties_know_the_items_of_placeholders():
+    model = make_model()
+    rows = model.history_rows([["i1", "i2"]], "error")
+    ids, _ = model.history_prompts(rows, rows)
+    penalty = {"repetition_penalty": 1e3, "num_beams": 5, "length_penalty": 0.0, **OPTIONS}
+    scores = {"return_dict_in_generate": True, "output_scores": True}
+    both = [model.generate(input_ids=p, **penalty, **scores) for p in (ids, model.bind(ids))]
+    plain = model.generate(input_ids=ids, **penalty | {"repetition_penalty": 1.0}, **scores)
+    assert torch.equal(both[0].sequences, both[1].sequences)
+    assert torch.equal(both[0].sequences_scores, both[1].sequences_scores)
+    assert not torch.equal(both[0].sequences_scores, plain.sequences_scores)
+
+
+@torch.no_grad()
+def test_where_other_processors_leave_no_item_none_is_made_up():
+    model = make_model()
+    ids = prompts(model, [["i1", "i2"], ["i9", "i30"]])
+    first = list(range(START, START + CODES))
+    codes = sorted({int(code) for code in model.item_sids[:, 0]})
+    for wanted in (
+        {"suppress_tokens": first},
+        {"suppress_tokens": first, "num_beams": 3},
+        {"prefix_allowed_tokens_fn": lambda batch, ids: [7] if batch else first},
+    ):
+        with pytest.raises(ValueError, match=r"after prompt [01]: another logits processor"):
+            model.generate(input_ids=ids, **wanted, **OPTIONS)
+    # One branch is enough, and its items keep their order.
+    suppressed = {"suppress_tokens": [START + code for code in codes[1:]], "num_beams": 4}
+    made = model.generate(input_ids=ids, length_penalty=0.0, **suppressed, **OPTIONS)
+    assert (made[:, -LEVELS] == START + codes[0]).all() and items_of(model, made)

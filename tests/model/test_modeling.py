@@ -74,6 +74,17 @@ def test_a_user_row_without_states_is_refused(model):
         model.bind(torch.tensor(placeholder_ids("user", 0, LEVELS)))
 
 
+def test_attached_users_stay_while_the_rows_of_their_items_do(model):
+    ids = torch.tensor(placeholder_ids("user", 1, LEVELS))
+    model.attach_users(torch.tensor([[-1, 3], [5, 7]]))
+    before = model.bind(ids)
+    model.add_items([{"item_id": "new", "title": "Walnut kettle"}])
+    assert torch.equal(model.bind(ids), before)
+    model.remove_items([model.catalogue[0]["item_id"]])
+    with pytest.raises(ValueError, match="no user states are attached; call `attach_users`"):
+        model.bind(ids)
+
+
 def test_embedding_of_a_code_is_its_row_plus_its_projected_codebook_vector(bound):
     start, codes = bound.config.sid_token_start, bound.config.item_tower.num_codes
     token = start + (LEVELS + 1) * codes + 5  # <user_1_5>

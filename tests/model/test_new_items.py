@@ -107,8 +107,10 @@ def test_an_item_of_which_nothing_is_known_is_named(model):
 @pytest.mark.parametrize(
     "form",
     [lambda x: x, lambda x: x.numpy(), lambda x: x.tolist(), lambda x: x.double().numpy(),
-     lambda x: x.half(), lambda x: 3 * x, lambda x: list(x.numpy())],
+     lambda x: x.half(), lambda x: 3 * x, lambda x: list(x.numpy()),
+     lambda x: pd.DataFrame(x.numpy())],
 )  # fmt: skip
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_text_embeddings_come_in_any_form_and_length(model, form):
     given = torch.nn.functional.normalize(torch.randn(2, model.item_text.shape[1]), dim=-1)
     model.add_items([{"item_id": "7"}, {"item_id": "8"}], text_embeddings=form(given))

@@ -12,8 +12,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from modeling_ttds.modeling_ttds import TTDSForCausalLM
+from modeling_ttds.tokenization_ttds import TTDSTokenizer
 from tests.model.test_generation import make_model
 
 WHOLE = {"config.json", "generation_config.json", "model.safetensors", "catalogue.jsonl"}
@@ -136,14 +138,16 @@ def test_a_saved_folder_can_be_saved_over(model, tmp_path):
     assert_of_one_state(model, tmp_path)
 
 
-def test_weights_in_one_file_and_in_several_take_each_other_s_place(model, tmp_path):
+@pytest.mark.parametrize("variant", [None, "fp32"])
+def test_weights_in_one_file_and_in_several_take_each_other_s_place(model, tmp_path, variant):
     history = [[entry["item_id"] for entry in model.catalogue[:3]]]
+    whole = "model.safetensors" if variant is None else f"model.{variant}.safetensors"
     for number, size in enumerate(("5GB", "100KB", "5GB")):
         model.remove_items([model.catalogue[-1]["item_id"]])
-        model.save_pretrained(tmp_path, max_shard_size=size)
+        model.save_pretrained(tmp_path, max_shard_size=size, variant=variant)
         weights = {file.name for file in tmp_path.glob("model[.-]*")}
-        assert ("model.safetensors" in weights) == (number != 1) == (len(weights) == 1)
-        loaded = TTDSForCausalLM.from_pretrained(tmp_path).eval()
+        assert (whole in weights) == (number != 1) == (len(weights) == 1)
+        loaded = TTDSForCausalLM.from_pretrained(tmp_path, variant=variant).eval()
         assert loaded.recommend(history) == model.recommend(history)
 
 
@@ -232,6 +236,41 @@ def test_a_missing_tokenizer_is_named_and_nothing_is_changed_or_saved(model, tmp
             assert other.item_sids.equal(model.item_sids) and not (tmp_path / "no").exists()
 
 
+def test_an_adapter_s_folder_gives_all_that_its_base_is(model, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model.save_pretrained(base)
+    history = [[entry["item_id"] for entry in model.catalogue[:3]]]
+    plain = model.recommend(history)
+    tuned = get_peft_model(
+        TTDSForCausalLM.from_pretrained(base).eval(),
+        LoraConfig(target_modules=["query_key_value"], init_lora_weights=False),
+    )
+    tuned.save_pretrained(adapter)
+    loaded = TTDSForCausalLM.from_pretrained(adapter).eval()
+    assert loaded.recommend(history) == tuned.recommend(history) != plain
+    assert loaded.tokenizer.sid_table == model.tokenizer.sid_table
+
+
+def test_the_tokenizer_names_items_as_the_model_does(model, tmp_path):
+    folder, apart = tmp_path / "new", TTDSTokenizer.from_pretrained(model._origin[0])
+    model.add_items([{"item_id": "new", "title": "Walnut kettle"}])
+    model.save_pretrained(folder)
+    apart.save_pretrained(folder)  # as `Trainer` does with the tokenizer it was given
+    loaded = TTDSForCausalLM.from_pretrained(folder)
+    given = copy.deepcopy(model)
+    given.tokenizer = apart
+    moved = copy.deepcopy(model)
+    state = copy.deepcopy(moved.state_dict())
+    state["item_sids"] = state["item_sids"].flip(0)
+    moved.load_state_dict(state)
+    for other in (loaded, given, moved):
+        for row in (0, -1):
+            item = other.catalogue[row]["item_id"]
+            ids = other.sid_tokens(other.item_sids[row]).tolist()
+            assert other.tokenizer.encode_items([item]) == ids
+            assert other.tokenizer.decode_items(ids) == [item]
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [(None, "^`catalogue` is None; give a list of records"), ("text", "^`catalogue` is 'text'"),
@@ -311,3 +350,31 @@ def test_a_trie_is_never_that_of_another_table():
         for name, value in vars(fresh).items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(getattr(model.trie, name), value), (number, name)
+
+
+def test_a_damaged_catalogue_or_table_is_named(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    file, table = tmp_path / "catalogue.jsonl", tmp_path / "sid_table.json"
+    whole = file.read_bytes()
+    first = whole.index(b"\n")
+    for damaged, reason in (
+        (whole[:-20], "holds the line .* which is no item .*copy the file anew"),
+        (whole[: first - 3] + whole[first:], "holds the line .* which is no item"),
+        (b"7" + whole[first:], "no item .it has no `item_id`."),
+        (b"\xef\xbb\xbf" + whole, "no item .Unexpected UTF-8 BOM"),
+        (b"\xff" + whole, "catalogue.jsonl is no text in UTF-8"),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=reason):
+            TTDSForCausalLM.from_pretrained(tmp_path)
+    # In the middle of a line it is seen when the line is read.
+    file.write_bytes(whole.replace(b'"title": "', b'"title": ', 1))
+    with pytest.raises(ValueError, match="holds the line"):
+        TTDSForCausalLM.from_pretrained(tmp_path).catalogue[0]
+    tokenizers = [TTDSTokenizer.from_pretrained(tmp_path) for _ in range(2)]
+    for tokenizer, damage in zip(
+        tokenizers, (lambda: table.write_text('{"i": [1, 2'), table.unlink), strict=True
+    ):
+        damage()
+        with pytest.raises(ValueError, match=r"SID table .*sid_table.json cannot be read"):
+            tokenizer.save_pretrained(tmp_path / "other")

@@ -82,6 +82,26 @@ def test_text_is_whole_after_a_call_that_cuts_and_pads(extended, tmp_path):
         assert tokenizer.encode_text(text) == whole and len(whole) > 3
 
 
+@pytest.mark.parametrize("name", BASES)
+def test_batches_are_cut_and_padded_as_those_of_the_base(name, tmp_path):
+    base = BASES[name]()
+    base.padding_side = base.truncation_side = "left"
+    base.model_max_length = 4
+    base.add_special_tokens({"mask_token": "<mask>", "extra_special_tokens": ["<|turn|>"]})
+    if base.pad_token is None:
+        base.pad_token = base.eos_token
+    extended = TTDSTokenizer.from_base(base, num_levels=2, num_codes=4)
+    extended.save_pretrained(tmp_path)
+    texts = ["a", "<mask> a walnut kettle for two, and more of them <|turn|>"]
+    expected = base(texts, padding=True, truncation=True)
+    for tokenizer in (extended, TTDSTokenizer.from_pretrained(tmp_path)):
+        assert tokenizer(texts, padding=True, truncation=True) == expected
+        assert set(tokenizer.all_special_ids) == set(base.all_special_ids)
+        for ids in expected["input_ids"]:
+            plain = {"skip_special_tokens": True}
+            assert tokenizer.decode(ids, **plain) == base.decode(ids, **plain)
+
+
 def test_sid_tokens_written_by_a_person_are_sid_tokens(extended):
     ids = extended.encode_prompt("likes <item_0_3><item_1_0>")
     assert ids[-2:] == extended.convert_tokens_to_ids(["<item_0_3>", "<item_1_0>"])

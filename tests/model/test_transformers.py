@@ -70,6 +70,14 @@ def test_prompt_tuning_sees_items_behind_its_virtual_tokens(model):
     torch.testing.assert_close(found, expected)
     tuned(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=IDS).loss.backward()
     assert prompt.grad.abs().sum() > 0
+    named = torch.tensor([[5, *placeholder_ids("item", 3, LEVELS), *IDS[0, 1 + LEVELS :]]])
+    answers = [
+        tuned.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False
+        )
+        for ids in (model.bind(named), named)
+    ]
+    assert torch.equal(*answers)
 
 
 @torch.no_grad()
@@ -262,6 +270,20 @@ def test_plain_trainer_evaluates_logits(llama, tmp_path):
     trainer.evaluate()
     assert isinstance(seen[0], np.ndarray) and seen[0].shape == (4, IDS.shape[1], 192)
     np.testing.assert_allclose(seen[0][0], llama(input_ids=IDS).logits[0].detach(), atol=1e-5)
+
+
+def test_labels_that_a_trainer_smoothes_are_shifted_and_what_it_misses_is_said(llama, tmp_path):
+    ids = torch.cat([IDS[:, :3], IDS.flip(1)], 1)
+    log_probs = llama(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    plain = -log_probs.gather(1, ids[0, 1:, None]).mean()
+    expected = 0.9 * plain - 0.1 * log_probs.mean()
+    trainer = Trainer(
+        llama, TrainingArguments(tmp_path, report_to=[], use_cpu=True, label_smoothing_factor=0.1)
+    )
+    batch = {"input_ids": ids, "labels": ids}
+    torch.testing.assert_close(trainer.compute_loss(llama, dict(batch)), expected)
+    with pytest.warns(UserWarning, match="comes without `labels`: a loss .* whole vocabulary"):
+        trainer.training_step(llama, dict(batch), num_items_in_batch=torch.tensor(ids.shape[1]))
 
 
 def test_the_configuration_reads_the_backbone_s_shape_through(model):
