@@ -308,7 +308,7 @@ def test_a_folder_in_the_place_of_a_file_is_read_whole(tmp_path, suffix, lines):
         read_data(str(tmp_path))
     for file in folder.glob("part-*"):
         file.unlink()
-    with pytest.raises(ValueError, match=rf"interactions\{suffix} is a folder without files"):
+    with pytest.raises(ValueError, match=rf"interactions\{suffix} is a folder without rows"):
         read_data(str(tmp_path))
 
 
