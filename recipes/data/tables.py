@@ -10,7 +10,17 @@ import pandas as pd
 
 from modeling_ttds.records_ttds import TEXT_FIELDS, as_text
 from modeling_ttds.text_ttds import item_text
-from recipes.data.cleaning import check_columns, each_distinct, ids, ranks, refuse, renamed, where
+from recipes.data.cleaning import (
+    bare,
+    check_columns,
+    each_distinct,
+    ids,
+    ranks,
+    refuse,
+    renamed,
+    tell_unread,
+    where,
+)
 from recipes.data.reading import read_table
 from recipes.data.timestamps import seconds
 
@@ -161,6 +171,8 @@ def read_data(
     renamed({"interactions": interactions, "items": items}, column_map or {})
     check_columns(interactions, "interactions", ("user_id", "item_id"))
     check_columns(items, "items", ("item_id",))
+    tell_unread(interactions, "interactions")
+    tell_unread(items, "items")
     catalogue = _catalogue(items)
     rows = _clean_interactions(interactions, catalogue, timestamp_unit)
     rows = _in_order(rows, interactions, tie_break, seed)
@@ -200,9 +212,16 @@ def _clean_interactions(
     item_ids = ids(interactions, "interactions", "item_id")
     for row, item in enumerate(item_ids):
         if item not in catalogue.row_of:
+            place = where(interactions, row)
+            for other in catalogue.item_ids:
+                if bare(other) == bare(item):
+                    raise ValueError(
+                        f"{place}: `item_id` {ascii(item)} is not in items, but {ascii(other)} is, "
+                        "which looks alike; write both in the same characters."
+                    )
             raise ValueError(
-                f"{where(interactions, row)}: `item_id` {item!r} is not in items; add the item or "
-                "drop the interaction."
+                f"{place}: `item_id` {item!r} is not in items; add the item or drop the "
+                "interaction."
             )
     clean = pd.DataFrame(
         {"user_id": ids(interactions, "interactions", "user_id"), "item_id": item_ids}, dtype=object
@@ -246,9 +265,11 @@ def _in_order(
             row = int(unknown.to_numpy().argmax())
             refuse(interactions, row, "timestamp", "without `position` every interaction needs one")
         if tie_break == "published":
+            tied = rows.duplicated(["user_id", "split", "timestamp"], keep=False).sum()
             print(
-                "There is no column `position`: interactions are ordered by `timestamp`, those of "
-                "one timestamp by their rows."
+                "There is no column `position`: interactions are ordered by `timestamp`; "
+                f"{tied:,} of {len(rows):,} share one with another of their user and stay in the "
+                "order of their rows."
             )
         order = "timestamp"
     if tie_break == "shuffled":
