@@ -96,7 +96,8 @@ def refuse_unknown(parser: argparse.ArgumentParser, unknown: Iterable[str]) -> N
     """
     for word in unknown:
         option = word.split("=")[0]
-        known = [name for action in parser._actions for name in action.option_strings]
+        # One of its name is known on the command line, where it may be written with hyphens.
+        known = {name for action in parser._actions for name in action.option_strings} - {option}
         nearest = difflib.get_close_matches(option, known, 1)
         if not option.startswith("--"):
             raise ValueError(f"{word!r} belongs to no option; write --NAME VALUE.")

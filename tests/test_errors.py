@@ -82,6 +82,7 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--load_in_4bit", "true"], "`load_in_4bit` is True, which has no meaning here; leave"),
         (["--text_encoder", "./nowhere"], "`text_encoder` ./nowhere is no folder of a model"),
         (["--config"], "`--config` names no file"),
+        (["--config="], "`--config` names no file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--eval_strategy", "sometimes"], "sometimes"),
         (["--dataset_name", "./nowhere"], "`dataset_name` './nowhere' is no folder"),
@@ -107,12 +108,32 @@ def test_options_of_training(tmp_path, monkeypatch, capsys, arguments, message):
         ("num_codes: 32.5", "`num_codes` is 32.5, which is no whole number"),
         ("tasks: [query]", "`tasks` is ['query']; give a JSON object"),
         ("output_dir: 2024", "`output_dir` is 2024, which is no text; put it in quotes."),
+        ("dataset_name: [a]", "`dataset_name` is ['a'], which is no text; give one."),
+        ("exclude_seen: null", "`exclude_seen` is None; it must be true or false."),
+        ("cache_dir: null", "`cache_dir` is None, which is no text; give one."),
+        ("freeze_at: null", "`freeze_at` is None, which is no number; give one."),
+        ("warmup_steps: null", "`warmup_steps` is None, which is no number; give one."),
+        ("exclude-seen: true", "`--exclude-seen` is no option; did you mean `--exclude_seen`?"),
+        ("seed: 1\nnum_codes: 9\nseed: 2", "options.yaml names `seed` more than once; keep one."),
         ("tasks: 3\ncolumn_map: '['", "`column_map` is '['; give a JSON object"),
     ],
 )
 def test_options_in_a_file(tmp_path, monkeypatch, capsys, text, message):
     (tmp_path / "options.yaml").write_text(text)
     assert message in asked(monkeypatch, capsys, sft, "--config", tmp_path / "options.yaml")
+
+
+def test_a_file_of_options_is_read_whatever_stands_before_its_name(tmp_path, monkeypatch, capsys):
+    file, other = tmp_path / "options.yaml", tmp_path / "other.yaml"
+    file.write_text("seed: 7\nmetric_for_best_model: null\nload_best_model_at_end: false\n")
+    for written in (["--config", str(file)], [f"--config={file}"]):
+        monkeypatch.setattr(sys, "argv", ["script.py", *written])
+        assert parse_arguments()[1].seed == 7
+    message = asked(monkeypatch, capsys, sft, "--config", file, f"--config={other}")
+    assert message == "`--config` is given more than once; name one file."
+    file.write_bytes("seed: 1  # caf\xe9".encode("latin-1"))
+    message = asked(monkeypatch, capsys, sft, "--config", file)
+    assert message.startswith(f"{file} is not UTF-8")
 
 
 def test_the_home_folder_is_meant_where_no_shell_has_put_it(tmp_path, monkeypatch, capsys):

@@ -4,12 +4,14 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from recipes.config import TrainingOptions, TTDSArguments, check_ranges
+from recipes.data.reading import as_utf8
 from recipes.errors import HelpFormatter, expand_home, refuse_unknown
 
 # What validation measures, beside the losses of tasks.
@@ -70,6 +72,24 @@ class _Parser(TrlParser):
         raise ValueError(message[:1].upper() + message[1:].rstrip(".") + ".")
 
 
+def check_keys(file: Path) -> None:
+    """Refuse a file that names an option twice, of which YAML's reader would drop the first.
+
+    Args:
+        file: A YAML file.
+
+    Raises:
+        ValueError: There is one.
+    """
+    with as_utf8(file), file.open(encoding="utf-8-sig") as lines:
+        content = yaml.compose(lines, yaml.SafeLoader)
+    pairs = content.value if isinstance(content, yaml.MappingNode) else []
+    names = [key.value for key, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{file} names `{name}` more than once; keep one.")
+
+
 def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig]:
     """Read the command line above the YAML file that `--config` names.
 
@@ -86,11 +106,18 @@ def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig
     if {"--help-all", "--help_all"} & set(sys.argv[1:]):
         parser.print_help()
         raise SystemExit
-    if sys.argv[-1] == "--config":
+    words = []
+    for word in sys.argv[1:]:  # the parser knows a file behind a space only
+        words += word.split("=", 1) if word.startswith("--config=") else [word]
+    if words[-1:] == ["--config"] or ("--config", "") in zip(words, words[1:], strict=False):
         raise ValueError("`--config` names no file; write --config FILE.")
+    if words.count("--config") > 1:
+        raise ValueError("`--config` is given more than once; name one file.")
     try:
+        if "--config" in words:
+            check_keys(Path(words[words.index("--config") + 1]))
         *parts, training, model_config, in_file, unknown = parser.parse_args_and_config(
-            return_remaining_strings=True, separate_remaining_strings=True
+            words, return_remaining_strings=True, separate_remaining_strings=True
         )
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
         raise ValueError(str(error)) from None
