@@ -47,6 +47,7 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--column_map", "asin"], "`column_map` is 'asin'; give a JSON object"),
         (["--cold_item_dropout", "2"], "`cold_item_dropout` is 2.0"),
         (["--metric_for_best_model", "eval_loss"], "`metric_for_best_model` is 'eval_loss'; it mu"),
+        (["--report_to", "tensorbord"], "`report_to` is 'tensorbord', which is not installed; ins"),
         (["--packing", "true"], "`packing` is True, which has no meaning here; leave it out."),
         (["--loss_type", "dft"], "`loss_type` is dft, which has no meaning here"),
         (["--num_beams", "19"], "`num_beams` is 19; it must be 20 or more."),

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 import yaml
+from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from recipes.config import TrainingOptions, TTDSArguments, check_ranges
 from recipes.data.reading import as_utf8
 from recipes.errors import HelpFormatter, expand_home, refuse_unknown
 
+# Trackers that transformers takes without saying whether they are installed.
+UNLISTED = ("flyte", "kubeflow")
 # What validation measures, beside the losses of tasks.
 METRICS = ("eval_NDCG@10", "eval_HR@10", "eval_next_item_loss")
 # Of TRL's options those that are for other rows than ours and another loss than the model's own.
@@ -57,6 +60,13 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
         refuse_foreign(self, FOREIGN)
         self.report_to = self.report_to or "none"  # YAML's null
         super().__post_init__()
+        there = get_available_reporting_integrations()
+        for name in self.report_to:
+            if name not in (*there, *UNLISTED):
+                raise ValueError(
+                    f"`report_to` is {name!r}, which is not installed; install it, or give one of "
+                    f"{', '.join(['none', *there])}."
+                )
         best = self.metric_for_best_model
         known = best is None or f"eval_{best.removeprefix('eval_')}" in METRICS
         if not known and "task_" not in best:
