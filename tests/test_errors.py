@@ -1,11 +1,14 @@
 """What cannot be is refused in one sentence, as the last word, with exit status 2."""
 
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from recipes import evaluate, publish, recommend, sft
 from recipes.data.cleaning import refuse
@@ -182,6 +185,19 @@ def test_a_fault_of_ours_keeps_its_traceback():
         raise KeyError("a")
     with pytest.raises(ValueError, match="not ours"), one_sentence():
         raise ValueError("not ours")  # raised here, outside of recipes
+
+
+def test_a_full_disk_is_no_fault_of_ours(tmp_path, capsys):
+    room = "make room, then start it again."
+    full = said(capsys, lambda: Path("/dev/full").write_text("x"))
+    assert full == f"No space left on device; {room}"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        save = lambda: save_file({"x": torch.zeros(1000)}, tmp_path / "x.safetensors")  # noqa: E731
+        assert said(capsys, save) == f"File too large; {room}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_sentence_is_on_one_line(tmp_path, capsys):
