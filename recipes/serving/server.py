@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modeling_ttds import TTDSForCausalLM
+from modeling_ttds.records_ttds import shown
 from recipes.serving.batches import Batches, BusyError
 from recipes.serving.handler import MAX_ALLOWED, MAX_HISTORY, MAX_QUERY, MAX_TOP_K, answers
 
@@ -213,9 +214,14 @@ def build_app(service: Service, token: str | None) -> FastAPI:
                 401, "Send `Authorization: Bearer TOKEN`.", {"WWW-Authenticate": "Bearer"}
             )
 
+    def in_the_body(request: Request) -> None:
+        for name in request.query_params if request.method == "POST" else ():
+            raise ValueError(f"{shown(name)} stands in the address; send it in the body.")
+
     app = FastAPI(
         title="TTDS",
         lifespan=running,
+        dependencies=[Depends(in_the_body)],
         responses={422: {"model": Refusal, "description": "A field is wrong; which, and why."}},
     )
     app.add_middleware(BodyLimit)

@@ -176,6 +176,7 @@ WRONG = [
     ("/recommend", HISTORY % '["\\ud800"]', "unknown item"),
     ("/recommend", HISTORY % json.dumps(["a"] * 1001), "at most 1000 items"),
     ("/recommend", HISTORY % '["nobody"]', "unknown item 'nobody'"),
+    ("/recommend?top_k=3", HISTORY % "[]", "'top_k' stands in the address; send it in the body."),
     ("/recommend", '{"history": [], "top_k": 0}', "`top_k`"),
     ("/recommend", '{"history": [], "top_k": 101}', "`top_k`"),
     ("/recommend", '{"history": [], "top_k": "5"}', "`top_k`"),
