@@ -188,7 +188,9 @@ def _catalogue(items: pd.DataFrame) -> Catalogue:
     seen: set[str] = set()
     for row, item in enumerate(item_ids):
         if item in seen:
-            raise ValueError(f"{where(items, row)}: `item_id` {item!r} is there twice.")
+            raise ValueError(
+                f"{where(items, row)}: `item_id` {item!r} is there twice; keep one row of it."
+            )
         seen.add(item)
     empty = [""] * len(items)
     fields = {
@@ -232,6 +234,12 @@ def _clean_interactions(
         clean["position"] = ranks(interactions, "position")
     if "timestamp" in interactions:
         clean["timestamp"] = seconds(interactions, timestamp_unit)
+        again = clean[clean.timestamp.notna()].duplicated(["user_id", "item_id", "timestamp"]).sum()
+        if again:
+            print(
+                f"{again:,} of {len(clean):,} interactions have user, item and `timestamp` of "
+                "another one: drop them if they are there twice by mistake."
+            )
     if "review_text" in interactions:
         clean["review_text"] = each_distinct(interactions, "review_text", as_text)
     return clean

@@ -1,4 +1,4 @@
-"""Ids: what has made one of several ids, or several of one, is refused or told."""
+"""What has made one of several, or several of one, of ids and rows is refused or told."""
 
 import uuid
 from decimal import Decimal
@@ -96,3 +96,16 @@ def test_ties_of_timestamps_are_counted(tmp_path, capsys):
     rows = "".join(f"{user},a,{moment}\n" for user, moment in moments)
     read_data(csv(tmp_path, "user_id,item_id,timestamp\n" + rows))
     assert "; 2 of 4 share one with another of their user and" in capsys.readouterr().out
+
+
+def test_interactions_that_are_there_again_are_counted(tmp_path, capsys):
+    """As where two exports overlap; across given splits they are there again, too."""
+    rows = ["u,a,1", "u,b,2", "u,b,2", "u,b,3", "v,b,2", "u,b,2"]
+    data = read_data(csv(tmp_path, "\n".join(["user_id,item_id,timestamp", *rows])))
+    assert sum(map(len, data.histories)) == 6
+    assert "2 of 6 interactions have user, item and `timestamp`" in capsys.readouterr().out
+    read_data(csv(tmp_path, "user_id,item_id,timestamp\nu,a,1\nu,b,1\n"))
+    assert "another one" not in capsys.readouterr().out
+    rows = "user_id,item_id,timestamp,position\nu,a,,1\nu,a,,2\n"
+    read_data(csv(tmp_path, rows))
+    assert "another one" not in capsys.readouterr().out
