@@ -117,7 +117,8 @@ def tell_unread(frame: pd.DataFrame, table: str) -> None:
         table: Its name.
     """
     read = set(COLUMNS[table]) - {"rating"}  # a name that is ours, which nothing reads
-    unread = [shown(name) for name in frame if name not in read and name]
+    unread = [name for name in map(str, frame) if name not in read]
+    unread = [shown(name) for name in unread if name and not name.startswith("__")]  # pandas' index
     if unread:
         print(f"Columns of {table} that are not read: {', '.join(unread)}.")
 

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from modeling_ttds.records_ttds import as_id
@@ -87,6 +88,11 @@ def test_columns_that_nothing_reads_are_told(tmp_path, capsys):
     assert "Columns of interactions that are not read: 'Position', 'rating'." in said
     assert "Columns of items that are not read: 'Title', 'category'." in said
     read_data(csv(tmp_path, rows.replace("Position", "").replace("rating", "review_text")))
+    frame = pd.DataFrame({"item_id": ["a", "b"]}, index=[3, 4])
+    (tmp_path / "items.csv").unlink()
+    frame.to_parquet(tmp_path / "items.parquet")
+    assert "__index_level_0__" in pq.read_schema(tmp_path / "items.parquet").names
+    read_data(str(tmp_path))
     assert "not read" not in capsys.readouterr().out
 
 
