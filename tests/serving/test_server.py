@@ -249,6 +249,18 @@ def test_items_join_and_leave_for_who_has_the_token(serve, loaded):
     assert client.get("/health").json()["items"] == 72
 
 
+def test_items_that_nothing_tells_the_place_of_are_named(serve, loaded):
+    client, _ = serve()
+    known = loaded.catalogue[0]["item_id"]
+    names = ("worded", "chosen", "alone", "dumb")
+    items = [{"item_id": name, "title": "kettle" if name == "worded" else ""} for name in names]
+    body = {"items": items, "histories": [[known, "chosen"], ["alone", "dumb"]]}
+    with pytest.warns(UserWarning, match="arbitrary") as warned:
+        added = client.post("/items", json=body, headers=BEARER).json()
+    assert added["arbitrary"] == ["alone", "dumb"] and added["items"] == 76
+    assert len(warned) == 2, "the model says the same of each"
+
+
 @pytest.mark.parametrize("token", [None, ""])
 def test_without_a_token_nothing_changes(serve, token):
     client, _ = serve(token=token)
