@@ -73,8 +73,8 @@ def renamed(tables: dict[str, pd.DataFrame], column_map: dict[str, str]) -> None
             close = difflib.get_close_matches(str(source), there, 1)
             raise ValueError(
                 f"`column_map` names {source!r}, which no table has"
-                + (f"; did you mean {close[0]!r}?" if close else "")
-                + f" The columns are {', '.join(there)}."
+                + (f"; did you mean {close[0]!r}?" if close else ".")
+                + f" The columns are {', '.join(there)}; --column_map '{{}}' renames none."
             )
     for table, frame in tables.items():
         names = [column_map.get(name, name) for name in frame]
@@ -86,6 +86,15 @@ def renamed(tables: dict[str, pd.DataFrame], column_map: dict[str, str]) -> None
                     f"{' and '.join(sources)}; map the other one away, or drop it."
                 )
         frame.columns = names
+
+
+def named(column: object) -> str:
+    """Return a column's name as messages list it, in quotes where its ends would not be seen.
+
+    Args:
+        column: The name.
+    """
+    return str(column) if str(column) == str(column).strip() != "" else repr(column)
 
 
 def check_columns(frame: pd.DataFrame, table: str, required: tuple[str, ...]) -> None:
@@ -101,9 +110,9 @@ def check_columns(frame: pd.DataFrame, table: str, required: tuple[str, ...]) ->
     """
     for column in required:
         if column not in frame:
+            there = ", ".join(map(named, frame))
             raise ValueError(
-                f"{table} has no column `{column}` (it has {', '.join(map(str, frame.columns))}); "
-                "rename one by the column map."
+                f"{table} has no column `{column}` (it has {there}); rename one by the column map."
             )
     if frame.empty:
         raise ValueError(f"{table} is empty.")

@@ -15,6 +15,7 @@ from recipes.data.cleaning import (
     check_columns,
     each_distinct,
     ids,
+    named,
     ranks,
     refuse,
     renamed,
@@ -266,7 +267,7 @@ def _in_order(
         if "timestamp" not in rows:
             raise ValueError(
                 "interactions has neither a column `timestamp` nor `position` (it has "
-                f"{', '.join(map(str, interactions))}), so nothing says what came first; give one, "
+                f"{', '.join(map(named, interactions))}), so nothing says what came first; give one, "
                 "or rename one by the column map."
             )
         if unknown.any():
