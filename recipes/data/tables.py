@@ -267,8 +267,8 @@ def _in_order(
         if "timestamp" not in rows:
             raise ValueError(
                 "interactions has neither a column `timestamp` nor `position` (it has "
-                f"{', '.join(map(named, interactions))}), so nothing says what came first; give one, "
-                "or rename one by the column map."
+                f"{', '.join(map(named, interactions))}), so nothing says what came first; give "
+                "one, or rename one by the column map."
             )
         if unknown.any():
             row = int(unknown.to_numpy().argmax())
