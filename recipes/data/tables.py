@@ -235,12 +235,6 @@ def _clean_interactions(
         clean["position"] = ranks(interactions, "position")
     if "timestamp" in interactions:
         clean["timestamp"] = seconds(interactions, timestamp_unit)
-        again = clean[clean.timestamp.notna()].duplicated(["user_id", "item_id", "timestamp"]).sum()
-        if again:
-            print(
-                f"{again:,} of {len(clean):,} interactions have user, item and `timestamp` of "
-                "another one: drop them if they are there twice by mistake."
-            )
     if "review_text" in interactions:
         clean["review_text"] = each_distinct(interactions, "review_text", as_text)
     return clean
@@ -273,19 +267,14 @@ def _in_order(
         if unknown.any():
             row = int(unknown.to_numpy().argmax())
             refuse(interactions, row, "timestamp", "without `position` every interaction needs one")
-        if tie_break == "published":
-            tied = rows.duplicated(["user_id", "split", "timestamp"], keep=False).sum()
-            print(
-                "There is no column `position`: interactions are ordered by `timestamp`; "
-                f"{tied:,} of {len(rows):,} share one with another of their user and stay in the "
-                "order of their rows."
-            )
         order = "timestamp"
     if tie_break == "shuffled":
         if "timestamp" not in rows:
             raise ValueError("`tie_break` 'shuffled' needs the column `timestamp`.")
         rows["draw"] = np.random.default_rng(seed).random(len(rows))
     rows = rows.sort_values(["user_id", "split", order], kind="stable", ignore_index=True)
+    if order == "timestamp":
+        _tell_ties(rows, tie_break)
     if tie_break == "shuffled":
         # Only neighbours change places. NaN is unlike NaN: what has no timestamp keeps its place.
         moment = rows[["user_id", "split", "timestamp"]]
@@ -301,6 +290,25 @@ def _in_order(
                 f"the first is {backwards[0]!r}: the order of `position` is taken."
             )
     return rows
+
+
+def _tell_ties(rows: pd.DataFrame, tie_break: str) -> None:
+    """Print how many interactions the timestamps do not order, and how many are there again."""
+    moment = rows[["user_id", "split", "timestamp"]]
+    behind = (moment == moment.shift()).all(axis=1)
+    tied = behind | behind.shift(-1, fill_value=False)
+    if tie_break == "published":
+        print(
+            "There is no column `position`: interactions are ordered by `timestamp`; "
+            f"{tied.sum():,} of {len(rows):,} share one with another of their user and stay in the "
+            "order of their rows."
+        )
+    again = rows[tied].duplicated(["user_id", "split", "timestamp", "item_id"]).sum()
+    if again:
+        print(
+            f"{again:,} of {len(rows):,} interactions have user, item and `timestamp` of another "
+            "one: drop them if they are there twice by mistake."
+        )
 
 
 def _merged(rows: pd.DataFrame) -> pd.DataFrame:

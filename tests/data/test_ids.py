@@ -105,7 +105,7 @@ def test_ties_of_timestamps_are_counted(tmp_path, capsys):
 
 
 def test_interactions_that_are_there_again_are_counted(tmp_path, capsys):
-    """As where two exports overlap; across given splits they are there again, too."""
+    """As where two exports overlap."""
     rows = ["u,a,1", "u,b,2", "u,b,2", "u,b,3", "v,b,2", "u,b,2"]
     data = read_data(csv(tmp_path, "\n".join(["user_id,item_id,timestamp", *rows])))
     assert sum(map(len, data.histories)) == 6
