@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
 TEXT_FIELDS = ("title", "brand", "categories", "description", "price")
-EXACT = 2**53  # floats beyond it do not tell neighbouring integers apart
+EXACT = 2**53  # floats of double precision beyond it do not tell neighbouring integers apart
 SHORT = reprlib.Repr()
 SHORT.maxstring = 80  # letters of a text in a message: ids are shown whole
 
@@ -53,7 +54,8 @@ def as_stream(values: Any) -> Iterator | None:
 def as_id(value: object, field: str, where: str) -> str:
     """Return an id as the opaque string it is.
 
-    An integer gives its decimal text, and so does a float that is a whole number.
+    An integer gives its decimal text, and so does a float that is a whole number; a UUID gives the
+    text that it is known by.
 
     Args:
         value: What stands there.
@@ -61,7 +63,8 @@ def as_id(value: object, field: str, where: str) -> str:
         where: Which record it is, for the message, e.g. `"Item 3"`.
 
     Raises:
-        ValueError: It is missing, empty, or neither text nor a whole number.
+        ValueError: It is missing, empty, or neither text nor a whole number, or a float so large
+            that neighbouring integers are one.
     """
     if isinstance(value, str):
         text = str(value)
@@ -75,7 +78,14 @@ def as_id(value: object, field: str, where: str) -> str:
         return text
     if is_missing(value):
         raise ValueError(f"{where}: `{field}` is null; give each an id, or drop the row.")
+    if isinstance(value, UUID):
+        return str(value)
     if _is_number(value) and (isinstance(value, Integral) or _is_whole(value)):
+        if isinstance(value, Real) and abs(value) >= _exact(value):
+            raise ValueError(
+                f"{where}: `{field}` is {shown(value)}, a {type(value).__name__}, which does not "
+                "tell neighbouring integers apart; write ids as integers or strings."
+            )
         return str(int(value))
     raise ValueError(
         f"{where}: `{field}` is {shown(value)}; ids are strings, or integers that are read "
@@ -106,7 +116,9 @@ def as_text(value: object, field: str, where: str) -> str:
     if is_missing(value):
         return ""
     if _is_number(value) and math.isfinite(value):
-        whole = isinstance(value, Integral) or (isinstance(value, Real) and _is_whole(value))
+        whole = isinstance(value, Integral) or (
+            isinstance(value, Real) and abs(value) < EXACT and _is_whole(value)
+        )
         return str(int(value)) if whole else str(value)
     raise ValueError(
         f"{where}: `{field}` is {shown(value)}; give text, a finite number, or a list of them."
@@ -118,7 +130,15 @@ def _is_number(value: object) -> bool:
 
 
 def _is_whole(value: Real | Decimal) -> bool:
-    return abs(value) < EXACT and value == int(value)
+    return math.isfinite(value) and value == int(value)
+
+
+def _exact(value: Real) -> float:
+    """Return from where on numbers of a type do not tell neighbouring integers apart."""
+    if isinstance(value, Integral):
+        return math.inf
+    short = isinstance(value, np.floating)  # as pandas makes where it is to save memory
+    return 2.0 ** (np.finfo(type(value)).nmant + 1) if short else EXACT
 
 
 def item_records(

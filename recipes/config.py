@@ -4,10 +4,13 @@ A stage takes its own group. On the command line and in YAML the names are flat.
 """
 
 import argparse
+import inspect
 import json
 import math
 import sys
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from types import NoneType
+from typing import get_args
 
 from recipes.errors import Parser
 
@@ -62,12 +65,22 @@ def check_ranges(options: object) -> None:
             if not (number and least <= value < below):
                 upper = "or more" if below == math.inf else f"or more, below {below}"
                 raise ValueError(f"`{name}` is {value}; it must be {least} {upper}.")
+    kinds = {}  # as they are written here: the parser puts simpler ones into the fields
+    for group in reversed(type(options).__mro__):
+        kinds |= inspect.get_annotations(group)
     for option in fields(options):
-        value = getattr(options, option.name)
-        if option.type in (str, str | None) and isinstance(value, int | float):
-            raise ValueError(f"`{option.name}` is {value}, which is no text; put it in quotes.")
-        if option.type is int and isinstance(value, float):
+        value, kind = getattr(options, option.name), kinds[option.name]
+        if value is None and (option.default is None or NoneType in get_args(kind)):
+            continue
+        if kind in (str, str | None) and not isinstance(value, str):
+            remedy = "put it in quotes" if isinstance(value, int | float) else "give one"
+            raise ValueError(f"`{option.name}` is {value}, which is no text; {remedy}.")
+        if kind is int and isinstance(value, float):
             raise ValueError(f"`{option.name}` is {value}, which is no whole number; give one.")
+        if kind is bool and value not in (True, False):
+            raise ValueError(f"`{option.name}` is {value}; it must be true or false.")
+        if kind is float and value is None:
+            raise ValueError(f"`{option.name}` is None, which is no number; give one.")
 
 
 class _Group:

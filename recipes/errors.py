@@ -2,9 +2,11 @@
 
 import argparse
 import difflib
+import errno
 import json
 import linecache
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,11 @@ from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = tuple(str(ROOT / folder) + os.sep for folder in ("recipes", "modeling_ttds"))
+MAKE_ROOM, MAY_NOT = "make room, then start it again", "change its rights, or name another place"
+REMEDIES = {  # of what a disk refuses
+    errno.ENOSPC: MAKE_ROOM, errno.EDQUOT: MAKE_ROOM, errno.EFBIG: MAKE_ROOM,
+    errno.EACCES: MAY_NOT, errno.EPERM: MAY_NOT, errno.EROFS: MAY_NOT,
+}  # fmt: skip
 # Waits for the launcher to end, which prints a traceback of its own, then says why the run ended.
 SPEAK_LAST = """
 import pathlib, sys, time
@@ -96,7 +103,8 @@ def refuse_unknown(parser: argparse.ArgumentParser, unknown: Iterable[str]) -> N
     """
     for word in unknown:
         option = word.split("=")[0]
-        known = [name for action in parser._actions for name in action.option_strings]
+        # One of its name is known on the command line, where it may be written with hyphens.
+        known = {name for action in parser._actions for name in action.option_strings} - {option}
         nearest = difflib.get_close_matches(option, known, 1)
         if not option.startswith("--"):
             raise ValueError(f"{word!r} belongs to no option; write --NAME VALUE.")
@@ -158,7 +166,8 @@ def check_writable(option: str, folder: Path) -> None:
 def one_sentence() -> Iterator[None]:
     """End the process with what was wrong in one sentence, as the last word, and exit status 2.
 
-    That holds for what our own code refuses; anything else is a fault and keeps its traceback.
+    That holds for what our own code refuses, and for what the disk does: that it is full, or may
+    not be read or written. Anything else is a fault and keeps its traceback.
     """
     try:
         yield
@@ -167,13 +176,13 @@ def one_sentence() -> Iterator[None]:
         if not isinstance(error.code, str):
             raise
         text = error.code
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         said = error
         while said is not None and not _refused_by_us(said.__traceback__):
             said = said.__cause__
-        if said is None:
+        text = _of_the_disk(error) if said is None else str(said)
+        if text is None:
             raise
-        text = str(said)
     _say_last(" ".join(text.split()))
     raise SystemExit(2)
 
@@ -187,6 +196,17 @@ def _refused_by_us(traceback: TracebackType | None) -> bool:
     file = traceback.tb_frame.f_code.co_filename
     line = linecache.getline(file, traceback.tb_lineno).strip()
     return str(Path(file).resolve()).startswith(OURS) and line.startswith("raise ")
+
+
+def _of_the_disk(error: BaseException) -> str | None:
+    """Return what a disk refused, or None where something else is wrong."""
+    code = getattr(error, "errno", None)
+    place = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    if isinstance(error, SafetensorError):  # which has it in its words
+        code = int((re.findall(r"os error (\d+)", str(error)) or [0])[0])
+    if code not in REMEDIES:
+        return None
+    return f"{os.strerror(code)}{f' ({place})' if place else ''}; {REMEDIES[code]}."
 
 
 def _say_last(text: str) -> None:

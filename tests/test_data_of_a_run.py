@@ -144,6 +144,16 @@ def test_small_data_run_to_the_end(train, tmp_path, rows, items, arguments):
     assert all(np.isfinite(best.score) for best in model.recommend([["1"]], top_k=1)[0])
 
 
+def test_a_run_says_how_it_is_tuned_and_keeps_it(train, tmp_path):
+    rate = ("--learning_rate", "0.004", "--per_device_train_batch_size", "16")
+    code, output, said = train(write(tmp_path / "data"), *rate, "--max_steps", "2")
+    assert code == 0, said
+    assert "tunes for 2 steps;" in output
+    kept = metrics(tmp_path / "out")["training"]
+    assert (kept["learning_rate"], kept["max_steps"]) == (0.004, 2)
+    assert kept["per_device_train_batch_size"] == 16 and kept["lr_scheduler_type"] == "cosine"
+
+
 def test_a_tuning_that_diverges_is_no_model(train, tmp_path):
     last = ["--load_best_model_at_end", "false", "--max_grad_norm", "0"]
     code, _, said = train(write(tmp_path / "data"), "--learning_rate", "1e30", *last)

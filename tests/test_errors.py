@@ -1,11 +1,14 @@
 """What cannot be is refused in one sentence, as the last word, with exit status 2."""
 
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from recipes import evaluate, publish, recommend, sft
 from recipes.data.cleaning import refuse
@@ -47,6 +50,7 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--column_map", "asin"], "`column_map` is 'asin'; give a JSON object"),
         (["--cold_item_dropout", "2"], "`cold_item_dropout` is 2.0"),
         (["--metric_for_best_model", "eval_loss"], "`metric_for_best_model` is 'eval_loss'; it mu"),
+        (["--report_to", "tensorbord"], "`report_to` is 'tensorbord', which is not installed; ins"),
         (["--packing", "true"], "`packing` is True, which has no meaning here; leave it out."),
         (["--loss_type", "dft"], "`loss_type` is dft, which has no meaning here"),
         (["--num_beams", "19"], "`num_beams` is 19; it must be 20 or more."),
@@ -82,6 +86,7 @@ def asked(monkeypatch, capsys, script, *arguments):
         (["--load_in_4bit", "true"], "`load_in_4bit` is True, which has no meaning here; leave"),
         (["--text_encoder", "./nowhere"], "`text_encoder` ./nowhere is no folder of a model"),
         (["--config"], "`--config` names no file"),
+        (["--config="], "`--config` names no file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--eval_strategy", "sometimes"], "sometimes"),
         (["--dataset_name", "./nowhere"], "`dataset_name` './nowhere' is no folder"),
@@ -107,12 +112,32 @@ def test_options_of_training(tmp_path, monkeypatch, capsys, arguments, message):
         ("num_codes: 32.5", "`num_codes` is 32.5, which is no whole number"),
         ("tasks: [query]", "`tasks` is ['query']; give a JSON object"),
         ("output_dir: 2024", "`output_dir` is 2024, which is no text; put it in quotes."),
+        ("dataset_name: [a]", "`dataset_name` is ['a'], which is no text; give one."),
+        ("exclude_seen: null", "`exclude_seen` is None; it must be true or false."),
+        ("cache_dir: null", "`cache_dir` is None, which is no text; give one."),
+        ("freeze_at: null", "`freeze_at` is None, which is no number; give one."),
+        ("warmup_steps: null", "`warmup_steps` is None, which is no number; give one."),
+        ("exclude-seen: true", "`--exclude-seen` is no option; did you mean `--exclude_seen`?"),
+        ("seed: 1\nnum_codes: 9\nseed: 2", "options.yaml names `seed` more than once; keep one."),
         ("tasks: 3\ncolumn_map: '['", "`column_map` is '['; give a JSON object"),
     ],
 )
 def test_options_in_a_file(tmp_path, monkeypatch, capsys, text, message):
     (tmp_path / "options.yaml").write_text(text)
     assert message in asked(monkeypatch, capsys, sft, "--config", tmp_path / "options.yaml")
+
+
+def test_a_file_of_options_is_read_whatever_stands_before_its_name(tmp_path, monkeypatch, capsys):
+    file, other = tmp_path / "options.yaml", tmp_path / "other.yaml"
+    file.write_text("seed: 7\nmetric_for_best_model: null\nload_best_model_at_end: false\n")
+    for written in (["--config", str(file)], [f"--config={file}"]):
+        monkeypatch.setattr(sys, "argv", ["script.py", *written])
+        assert parse_arguments()[1].seed == 7
+    message = asked(monkeypatch, capsys, sft, "--config", file, f"--config={other}")
+    assert message == "`--config` is given more than once; name one file."
+    file.write_bytes("seed: 1  # caf\xe9".encode("latin-1"))
+    message = asked(monkeypatch, capsys, sft, "--config", file)
+    assert message.startswith(f"{file} is not UTF-8")
 
 
 def test_the_home_folder_is_meant_where_no_shell_has_put_it(tmp_path, monkeypatch, capsys):
@@ -160,6 +185,19 @@ def test_a_fault_of_ours_keeps_its_traceback():
         raise KeyError("a")
     with pytest.raises(ValueError, match="not ours"), one_sentence():
         raise ValueError("not ours")  # raised here, outside of recipes
+
+
+def test_a_full_disk_is_no_fault_of_ours(tmp_path, capsys):
+    room = "make room, then start it again."
+    full = said(capsys, lambda: Path("/dev/full").write_text("x"))
+    assert full == f"No space left on device; {room}"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        save = lambda: save_file({"x": torch.zeros(1000)}, tmp_path / "x.safetensors")  # noqa: E731
+        assert said(capsys, save) == f"File too large; {room}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_sentence_is_on_one_line(tmp_path, capsys):

@@ -3,6 +3,8 @@
 import difflib
 import math
 import re
+import string
+import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 from numbers import Integral, Real
@@ -16,6 +18,9 @@ COLUMNS = {
     "interactions": ("user_id", "item_id", "position", "timestamp", "rating", "review_text"),
     "items": ("item_id", *TEXT_FIELDS),
 }
+INVISIBLE = string.whitespace + "\xa0\u200b\ufeff"
+# A long number as spreadsheets show it, and save it: the digits behind these are gone.
+ROUNDED = re.compile(r"\d(\.\d+)?E\+\d+")
 
 
 def where(frame: pd.DataFrame, row: int) -> str:
@@ -68,8 +73,8 @@ def renamed(tables: dict[str, pd.DataFrame], column_map: dict[str, str]) -> None
             close = difflib.get_close_matches(str(source), there, 1)
             raise ValueError(
                 f"`column_map` names {source!r}, which no table has"
-                + (f"; did you mean {close[0]!r}?" if close else "")
-                + f" The columns are {', '.join(there)}."
+                + (f"; did you mean {close[0]!r}?" if close else ".")
+                + f" The columns are {', '.join(there)}; --column_map '{{}}' renames none."
             )
     for table, frame in tables.items():
         names = [column_map.get(name, name) for name in frame]
@@ -81,6 +86,15 @@ def renamed(tables: dict[str, pd.DataFrame], column_map: dict[str, str]) -> None
                     f"{' and '.join(sources)}; map the other one away, or drop it."
                 )
         frame.columns = names
+
+
+def named(column: object) -> str:
+    """Return a column's name as messages list it, in quotes where its ends would not be seen.
+
+    Args:
+        column: The name.
+    """
+    return str(column) if str(column) == str(column).strip() != "" else repr(column)
 
 
 def check_columns(frame: pd.DataFrame, table: str, required: tuple[str, ...]) -> None:
@@ -96,12 +110,26 @@ def check_columns(frame: pd.DataFrame, table: str, required: tuple[str, ...]) ->
     """
     for column in required:
         if column not in frame:
+            there = ", ".join(map(named, frame))
             raise ValueError(
-                f"{table} has no column `{column}` (it has {', '.join(map(str, frame.columns))}); "
-                "rename one by the column map."
+                f"{table} has no column `{column}` (it has {there}); rename one by the column map."
             )
     if frame.empty:
         raise ValueError(f"{table} is empty.")
+
+
+def tell_unread(frame: pd.DataFrame, table: str) -> None:
+    """Print which columns of a table nothing reads: one of them may have been meant.
+
+    Args:
+        frame: The table.
+        table: Its name.
+    """
+    read = set(COLUMNS[table]) - {"rating"}  # a name that is ours, which nothing reads
+    unread = [name for name in map(str, frame) if name not in read]
+    unread = [shown(name) for name in unread if name and not name.startswith("__")]  # pandas' index
+    if unread:
+        print(f"Columns of {table} that are not read: {', '.join(unread)}.")
 
 
 def each_distinct(
@@ -121,6 +149,8 @@ def each_distinct(
     alike = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"
     if alike or pd.api.types.infer_dtype(values, skipna=False) == "string":
         codes, distinct = pd.factorize(values, use_na_sentinel=False)
+        if alike:  # cells keep their type: 1.99 in 4 bytes is another number than in 8
+            distinct = distinct.to_numpy(dtype=values.dtype)
     else:  # 1, 1.0 and True are equal, but not the same; lists have no hash
         codes, distinct = np.arange(len(values)), list(values)
     converted = []
@@ -146,7 +176,33 @@ def ids(frame: pd.DataFrame, table: str, column: str) -> list[str]:
     """
     if frame[column].dtype.kind == "f":
         print(f"`{column}` of {table} is stored as floats: 7.0 is read as the id '7'.")
-    return each_distinct(frame, column, as_id)
+    found = each_distinct(frame, column, as_id)
+    distinct = set(found)
+    rounded = {text for text in distinct if ROUNDED.fullmatch(text)}
+    if rounded:
+        print(
+            f"{len(rounded):,} ids in `{column}` of {table} look like numbers that a spreadsheet "
+            f"rounded, such as {min(rounded)!r}: those that differ in later digits have become one."
+        )
+    first: dict[str, str] = {}
+    for text in sorted(text for text in distinct if bare(text) != text):
+        other = bare(text) if bare(text) in distinct else first.setdefault(bare(text), text)
+        if other != text:
+            print(
+                f"`{column}` of {table} holds {ascii(other)} and {ascii(text)}, which look alike: "
+                "ids that differ in what nobody sees are different ids."
+            )
+            break
+    return found
+
+
+def bare(text: str) -> str:
+    """Return an id without what nobody sees: white space around it, how its letters are composed.
+
+    Args:
+        text: The id.
+    """
+    return unicodedata.normalize("NFC", text).strip(INVISIBLE)
 
 
 def as_number(value: object, column: str, where: str) -> int | float:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +21,7 @@ SPLITS = {
     "train": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test",
 }  # fmt: skip
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # a folder of rows whose value is missing
 
 
 @contextmanager
@@ -123,16 +125,16 @@ def read_jsonl(file: Path) -> pd.DataFrame:
 
 
 def read_parquet(file: Path) -> pd.DataFrame:
-    """Read a parquet file, or a folder of its parts, without the row labels pandas may have kept.
+    """Read a parquet file without the row labels pandas may have kept.
 
     Args:
-        file: The file or folder.
+        file: The file.
 
     Raises:
         ValueError: It is no parquet.
     """
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(file, partitioning=None)  # folders above it make no columns
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file} is no parquet ({reason}); write it again.") from None
@@ -257,25 +259,67 @@ def _read_files(name: str, table: str, files: dict[str, list[Path]], suffix: str
             )
     frames = {}
     for split in sorted(files, key=list(SPLITS.values()).index) if table not in files else files:
-        parts = [part for file in files[split] for part in _parts(file, suffix)]
-        frames[split] = pd.concat([READERS[suffix](part) for part in parts], ignore_index=True)
-    return pd.concat(frames)
+        parts = [(file, part) for file in files[split] for part in _parts(file, suffix)]
+        frames[split] = _joined([_read_part(file, part, suffix) for file, part in parts])
+        frames[split].index = pd.MultiIndex.from_product([[split], range(len(frames[split]))])
+    return _joined(list(frames.values()))
 
 
 def _parts(file: Path, suffix: str) -> list[Path]:
     """Return a file, or the files in a folder that has the name of one, as Spark writes it."""
-    if suffix == ".parquet" or not file.is_dir():  # pyarrow reads a folder as one table
+    if not file.is_dir():
         return [file]
-    parts = sorted(part for part in file.iterdir() if part.name[0] not in "._")
+    if (file / "_delta_log").exists():
+        raise ValueError(
+            f"{file} is a Delta table, whose files hold rows of earlier states too; write its "
+            "present state as parquet."
+        )
+    deep = suffix == ".parquet"  # whose parts may have any name, in folders such as `day=7`
+    parts = [
+        part
+        for part in sorted(file.rglob("*") if deep else file.iterdir())
+        if not any(place[0] in "._" for place in part.relative_to(file).parts)
+        and not (deep and part.is_dir())
+    ]
     allowed = {suffix} | ({".json"} if suffix == ".jsonl" else set())  # Spark's name of JSONL
     for part in parts:
-        if part.suffix not in allowed or not part.is_file():
+        if not deep and (part.suffix not in allowed or not part.is_file()):
             raise ValueError(
                 f"{part} is no {suffix} file; unpack it, or take it out of the folder."
             )
+    # Spark's first part is there even if it has no row.
+    parts = [part for part in parts if deep or part.stat().st_size]
     if not parts:
-        raise ValueError(f"{file} is a folder without files; write the table again.")
+        raise ValueError(f"{file} is a folder without rows; write the table again.")
     return parts
+
+
+def _read_part(table: Path, part: Path, suffix: str) -> pd.DataFrame:
+    """Read a part of a table, with the columns that the folders around it hold (`day=7`)."""
+    frame = READERS[suffix](part)
+    for place in part.relative_to(table).parts[:-1]:
+        name, is_column, value = place.partition("=")
+        if is_column and name not in frame:
+            cell = None if value == NO_VALUE else unquote(value)
+            frame[name] = pd.Series(cell, frame.index, dtype=object)
+    return frame
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of several tables as one; what one of them lacks is missing in its rows.
+
+    Cells of a column that is not of one type throughout stay what they are: a common type would
+    round large integers beside fractions, and give short floats digits that nobody wrote.
+    """
+    frames = [frame for frame in frames if len(frame)] or frames[:1]
+    for name in dict.fromkeys(name for frame in frames for name in frame):
+        kinds = [frame[name].dtype if name in frame else None for frame in frames]
+        if kinds.count(kinds[0]) == len(kinds):
+            continue
+        for frame in frames:
+            cells = list(frame[name].array) if name in frame else None
+            frame[name] = pd.Series(cells, frame.index, dtype=object)
+    return pd.concat(frames)
 
 
 def _frame(file: Path, names: list[str], columns: list[list]) -> pd.DataFrame:

@@ -10,7 +10,18 @@ import pandas as pd
 
 from modeling_ttds.records_ttds import TEXT_FIELDS, as_text
 from modeling_ttds.text_ttds import item_text
-from recipes.data.cleaning import check_columns, each_distinct, ids, ranks, refuse, renamed, where
+from recipes.data.cleaning import (
+    bare,
+    check_columns,
+    each_distinct,
+    ids,
+    named,
+    ranks,
+    refuse,
+    renamed,
+    tell_unread,
+    where,
+)
 from recipes.data.reading import read_table
 from recipes.data.timestamps import seconds
 
@@ -161,6 +172,8 @@ def read_data(
     renamed({"interactions": interactions, "items": items}, column_map or {})
     check_columns(interactions, "interactions", ("user_id", "item_id"))
     check_columns(items, "items", ("item_id",))
+    tell_unread(interactions, "interactions")
+    tell_unread(items, "items")
     catalogue = _catalogue(items)
     rows = _clean_interactions(interactions, catalogue, timestamp_unit)
     rows = _in_order(rows, interactions, tie_break, seed)
@@ -176,7 +189,9 @@ def _catalogue(items: pd.DataFrame) -> Catalogue:
     seen: set[str] = set()
     for row, item in enumerate(item_ids):
         if item in seen:
-            raise ValueError(f"{where(items, row)}: `item_id` {item!r} is there twice.")
+            raise ValueError(
+                f"{where(items, row)}: `item_id` {item!r} is there twice; keep one row of it."
+            )
         seen.add(item)
     empty = [""] * len(items)
     fields = {
@@ -200,9 +215,16 @@ def _clean_interactions(
     item_ids = ids(interactions, "interactions", "item_id")
     for row, item in enumerate(item_ids):
         if item not in catalogue.row_of:
+            place = where(interactions, row)
+            for other in catalogue.item_ids:
+                if bare(other) == bare(item):
+                    raise ValueError(
+                        f"{place}: `item_id` {ascii(item)} is not in items, but {ascii(other)} is, "
+                        "which looks alike; write both in the same characters."
+                    )
             raise ValueError(
-                f"{where(interactions, row)}: `item_id` {item!r} is not in items; add the item or "
-                "drop the interaction."
+                f"{place}: `item_id` {item!r} is not in items; add the item or drop the "
+                "interaction."
             )
     clean = pd.DataFrame(
         {"user_id": ids(interactions, "interactions", "user_id"), "item_id": item_ids}, dtype=object
@@ -239,23 +261,20 @@ def _in_order(
         if "timestamp" not in rows:
             raise ValueError(
                 "interactions has neither a column `timestamp` nor `position` (it has "
-                f"{', '.join(map(str, interactions))}), so nothing says what came first; give one, "
-                "or rename one by the column map."
+                f"{', '.join(map(named, interactions))}), so nothing says what came first; give "
+                "one, or rename one by the column map."
             )
         if unknown.any():
             row = int(unknown.to_numpy().argmax())
             refuse(interactions, row, "timestamp", "without `position` every interaction needs one")
-        if tie_break == "published":
-            print(
-                "There is no column `position`: interactions are ordered by `timestamp`, those of "
-                "one timestamp by their rows."
-            )
         order = "timestamp"
     if tie_break == "shuffled":
         if "timestamp" not in rows:
             raise ValueError("`tie_break` 'shuffled' needs the column `timestamp`.")
         rows["draw"] = np.random.default_rng(seed).random(len(rows))
     rows = rows.sort_values(["user_id", "split", order], kind="stable", ignore_index=True)
+    if order == "timestamp":
+        _tell_ties(rows, tie_break)
     if tie_break == "shuffled":
         # Only neighbours change places. NaN is unlike NaN: what has no timestamp keeps its place.
         moment = rows[["user_id", "split", "timestamp"]]
@@ -271,6 +290,25 @@ def _in_order(
                 f"the first is {backwards[0]!r}: the order of `position` is taken."
             )
     return rows
+
+
+def _tell_ties(rows: pd.DataFrame, tie_break: str) -> None:
+    """Print how many interactions the timestamps do not order, and how many are there again."""
+    moment = rows[["user_id", "split", "timestamp"]]
+    behind = (moment == moment.shift()).all(axis=1)
+    tied = behind | behind.shift(-1, fill_value=False)
+    if tie_break == "published":
+        print(
+            "There is no column `position`: interactions are ordered by `timestamp`; "
+            f"{tied.sum():,} of {len(rows):,} share one with another of their user and stay in the "
+            "order of their rows."
+        )
+    again = rows[tied].duplicated(["user_id", "split", "timestamp", "item_id"]).sum()
+    if again:
+        print(
+            f"{again:,} of {len(rows):,} interactions have user, item and `timestamp` of another "
+            "one: drop them if they are there twice by mistake."
+        )
 
 
 def _merged(rows: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ DATE = re.compile(
     r"(19|20)\d\d"
     r"((0[1-9]|1[0-2])((0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])([0-5]\d([0-6]\d\d{0,9})?)?)?)?)?"
 )
+LONG_AFTER = 1e8  # seconds after 1970, in 1973: a 0 beside later moments only is none
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -64,7 +65,14 @@ def seconds(frame: pd.DataFrame, unit: str | None = None) -> np.ndarray:
         raise ValueError(
             f"`timestamp_unit` is {unit!r}, but `timestamp` holds dates; leave it out."
         )
-    return values if "date" in kinds else _in_seconds(values, unit)
+    values = values if "date" in kinds else _in_seconds(values, unit)
+    others = values[(values != 0) & ~np.isnan(values)]
+    if len(others) and others.min() >= LONG_AFTER and (values == 0).any():
+        print(
+            f"{(values == 0).sum():,} of {len(values):,} interactions have the `timestamp` 0, "
+            "years before all others: if it stands for nothing, leave it empty."
+        )
+    return values
 
 
 def _moment(value: object, where: str) -> tuple[str, float | int]:

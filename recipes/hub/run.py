@@ -17,11 +17,16 @@ from recipes.errors import check_writable
 from recipes.evaluation import report
 from recipes.hub import card
 from recipes.hub.files import CARD, CURVE, MODEL_FILES, model_sha256, write_card
-from recipes.tuning.trainer import SEAL_FILE, is_checkpoint
+from recipes.tuning.trainer import LASTING, SEAL_FILE, is_checkpoint
 
 # Beside it lies what a run of ours wrote, under these names; whatever else lies there stays.
 MARKER = "ttds_run.json"
 REFIT = "refit"  # checkpoints of the model that a timeline's test is of
+# Of the training arguments those that decide what comes out.
+TUNED_BY = (
+    *LASTING, "num_train_epochs", "max_steps", "warmup_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "max_grad_norm", "bf16",
+)  # fmt: skip
 LISTS = ("run.jsonl", "run-*.jsonl")  # today in a folder beside it
 WRITTEN = (
     *MODEL_FILES, CARD, MARKER, *LISTS, "training_args.bin", "rerankers", REFIT,
@@ -162,10 +167,13 @@ def announce(split: Split, training: SFTConfig, reranker: RerankerOptions) -> No
     stages = ["towers", "language model"]
     stages += ["priors"] if reranker.memory else []
     stages += ["re-ranker"] if reranker.reranker else []
+    length = f"{training.num_train_epochs:g} epochs"
+    if training.max_steps > 0:  # which the epochs give way to
+        length = f"{training.max_steps:,} steps"
     print(
         f"{len(data.user_ids):,} users, {split.num_items:,} items, "
         f"{sum(map(len, data.histories)):,} interactions, on {report.hardware()}.\n"
-        f"Fits {', '.join(stages)}; tunes for {training.num_train_epochs:g} epochs; then ranks the "
+        f"Fits {', '.join(stages)}; tunes for {length}; then ranks the "
         f"catalogue for every user.\nA line per stage follows, then a table; the model goes to "
         f"{training.output_dir}.",
         flush=True,
@@ -192,6 +200,7 @@ def run_facts(
         "backbone": backbone and card.shown_name(backbone),
         "seed": training.seed,
         "options": options.flat(),
+        "training": {name: training.to_dict()[name] for name in TUNED_BY},
         "hardware": report.hardware(),
     }
 

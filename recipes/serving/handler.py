@@ -17,6 +17,7 @@ MAX_HISTORY, MAX_ALLOWED = 1_000, 10_000  # item ids
 MAX_QUERY = 500  # characters
 LISTS = {"history": MAX_HISTORY, "user_history": MAX_HISTORY, "allowed": MAX_ALLOWED}
 FIELDS = (*LISTS, "top_k", "query", "unknown")
+BODY = ("inputs", "parameters", "options")  # clients of the Hub send options of their own
 FORM = '{"history": [item ids, newest last]}, with or without "top_k", "allowed", "query"'
 # What the model calls the fields of a single request, and what the request does.
 AS_POSTED = {
@@ -62,6 +63,12 @@ class EndpointHandler:
         one = isinstance(inputs, dict)
         if not one and not isinstance(inputs, list):
             raise ValueError(f"`inputs` is {reprlib.repr(inputs)}; it must be {FORM}, or a list.")
+        for name in data:
+            if name not in BODY:
+                raise ValueError(
+                    f"{reprlib.repr(name)} stands beside `inputs`, where nobody reads it; put it "
+                    "into `parameters`, or leave it out."
+                )
         requests = [inputs] if one else inputs
         if len(requests) > MAX_REQUESTS:
             raise ValueError(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modeling_ttds import TTDSForCausalLM
+from modeling_ttds.records_ttds import shown
 from recipes.serving.batches import Batches, BusyError
 from recipes.serving.handler import MAX_ALLOWED, MAX_HISTORY, MAX_QUERY, MAX_TOP_K, answers
 
@@ -107,6 +108,15 @@ class Health(BaseModel):
     items: int
 
 
+class Added(Health):
+    """What is served after items have joined."""
+
+    arbitrary: list[str] = Field(
+        description="Those new items that nothing tells the place of: neither a word that the "
+        "model knows nor a history with known items. Their semantic ID is arbitrary."
+    )
+
+
 class Refusal(BaseModel):
     """Why a request was refused, in a sentence that names the field."""
 
@@ -151,6 +161,20 @@ class Service:
         """
         lists = self.model.similar_items(asked.item_ids, asked.top_k, asked.allowed)
         return [[asdict(entry) for entry in entries] for entries in lists]
+
+    def add(self, records: Sequence[dict[str, Any]], histories: list[list[str]]) -> list[str]:
+        """Let items join; return the ids of those whose semantic ID is arbitrary.
+
+        Args:
+            records: The items.
+            histories: Histories that hold them.
+        """
+        model, new = self.model, {record["item_id"] for record in records}
+        model.add_items(records, histories=histories)
+        told = {item for history in histories if not new.issuperset(history) for item in history}
+        return [
+            item for item in sorted(new - told) if not model.item_text[model.row_of[item]].any()
+        ]
 
     def health(self) -> dict[str, Any]:
         """Return what is served."""
@@ -213,13 +237,18 @@ def build_app(service: Service, token: str | None) -> FastAPI:
                 401, "Send `Authorization: Bearer TOKEN`.", {"WWW-Authenticate": "Bearer"}
             )
 
+    def in_the_body(request: Request) -> None:
+        for name in request.query_params if request.method == "POST" else ():
+            raise ValueError(f"{shown(name)} stands in the address; send it in the body.")
+
     app = FastAPI(
         title="TTDS",
         lifespan=running,
+        dependencies=[Depends(in_the_body)],
         responses={422: {"model": Refusal, "description": "A field is wrong; which, and why."}},
     )
     app.add_middleware(BodyLimit)
-    changes = {"dependencies": [Depends(allowed)], "response_model": Health}
+    changes = {"dependencies": [Depends(allowed)]}
 
     @app.exception_handler(OSError)  # a model or a text encoder that cannot be loaded
     @app.exception_handler(ValueError)
@@ -258,22 +287,22 @@ def build_app(service: Service, token: str | None) -> FastAPI:
         return await loop.run_in_executor(batches.thread, service.similar, asked)
 
     @app.post("/items", **changes)
-    async def add(new: NewItems) -> dict[str, Any]:
+    async def add(new: NewItems) -> Added:
         """Give new items semantic IDs; they can be recommended when this is answered."""
         async with service.changing:
             records = [item.model_dump() for item in new.items]
-            await asyncio.to_thread(service.model.add_items, records, histories=new.histories)
-            return service.health()
+            arbitrary = await asyncio.to_thread(service.add, records, new.histories)
+            return service.health() | {"arbitrary": arbitrary}
 
     @app.post("/items/remove", **changes)
-    async def remove(old: OldItems) -> dict[str, Any]:
+    async def remove(old: OldItems) -> Health:
         """Take items out."""
         async with service.changing:
             await asyncio.to_thread(service.model.remove_items, old.item_ids)
             return service.health()
 
     @app.post("/reload", **changes)
-    async def reload(what: Reload) -> dict[str, Any]:
+    async def reload(what: Reload) -> Health:
         """Serve a newer state of the model, or another model; requests go on meanwhile."""
         async with service.changing:
             await asyncio.to_thread(service.reload, what.model or service.name)

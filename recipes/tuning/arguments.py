@@ -4,14 +4,19 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 import yaml
+from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from recipes.config import TrainingOptions, TTDSArguments, check_ranges
+from recipes.data.reading import as_utf8
 from recipes.errors import HelpFormatter, expand_home, refuse_unknown
 
+# Trackers that transformers takes without saying whether they are installed.
+UNLISTED = ("flyte", "kubeflow")
 # What validation measures, beside the losses of tasks.
 METRICS = ("eval_NDCG@10", "eval_HR@10", "eval_next_item_loss")
 # Of TRL's options those that are for other rows than ours and another loss than the model's own.
@@ -55,6 +60,13 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
         refuse_foreign(self, FOREIGN)
         self.report_to = self.report_to or "none"  # YAML's null
         super().__post_init__()
+        there = get_available_reporting_integrations()
+        for name in self.report_to:
+            if name not in (*there, *UNLISTED):
+                raise ValueError(
+                    f"`report_to` is {name!r}, which is not installed; install it, or give one of "
+                    f"{', '.join(['none', *there])}."
+                )
         best = self.metric_for_best_model
         known = best is None or f"eval_{best.removeprefix('eval_')}" in METRICS
         if not known and "task_" not in best:
@@ -68,6 +80,24 @@ class TTDSTrainingArguments(TrainingOptions, SFTConfig):
 class _Parser(TrlParser):
     def error(self, message):
         raise ValueError(message[:1].upper() + message[1:].rstrip(".") + ".")
+
+
+def check_keys(file: Path) -> None:
+    """Refuse a file that names an option twice, of which YAML's reader would drop the first.
+
+    Args:
+        file: A YAML file.
+
+    Raises:
+        ValueError: There is one.
+    """
+    with as_utf8(file), file.open(encoding="utf-8-sig") as lines:
+        content = yaml.compose(lines, yaml.SafeLoader)
+    pairs = content.value if isinstance(content, yaml.MappingNode) else []
+    names = [key.value for key, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{file} names `{name}` more than once; keep one.")
 
 
 def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig]:
@@ -86,11 +116,18 @@ def parse_arguments() -> tuple[TTDSArguments, TTDSTrainingArguments, ModelConfig
     if {"--help-all", "--help_all"} & set(sys.argv[1:]):
         parser.print_help()
         raise SystemExit
-    if sys.argv[-1] == "--config":
+    words = []
+    for word in sys.argv[1:]:  # the parser knows a file behind a space only
+        words += word.split("=", 1) if word.startswith("--config=") else [word]
+    if words[-1:] == ["--config"] or ("--config", "") in zip(words, words[1:], strict=False):
         raise ValueError("`--config` names no file; write --config FILE.")
+    if words.count("--config") > 1:
+        raise ValueError("`--config` is given more than once; name one file.")
     try:
+        if "--config" in words:
+            check_keys(Path(words[words.index("--config") + 1]))
         *parts, training, model_config, in_file, unknown = parser.parse_args_and_config(
-            return_remaining_strings=True, separate_remaining_strings=True
+            words, return_remaining_strings=True, separate_remaining_strings=True
         )
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
         raise ValueError(str(error)) from None

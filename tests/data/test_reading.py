@@ -308,7 +308,7 @@ def test_a_folder_in_the_place_of_a_file_is_read_whole(tmp_path, suffix, lines):
         read_data(str(tmp_path))
     for file in folder.glob("part-*"):
         file.unlink()
-    with pytest.raises(ValueError, match=rf"interactions\{suffix} is a folder without files"):
+    with pytest.raises(ValueError, match=rf"interactions\{suffix} is a folder without rows"):
         read_data(str(tmp_path))
 
 
@@ -318,7 +318,10 @@ def test_a_folder_in_the_place_of_a_file_is_read_whole(tmp_path, suffix, lines):
         ({"assin": "item_id"}, "names 'assin', which no table has; did you mean 'asin'"),
         ({"asin": "item"}, "maps 'asin' onto 'item'; it must be one of"),
         ({"asin": ["item_id"]}, r"maps 'asin' onto \['item_id'\]; it must be one of"),
-        ({7: "item_id"}, "names 7, which no table has"),
+        (
+            {7: "item_id"},
+            r"names 7, which no table has\. The columns are .*; --column_map '{}' rena",
+        ),
         ({"asin": "item_id"}, "would give interactions two columns `item_id`, of .*asin"),
         ({"asin": "title"}, "would give items two columns `title`, of title and asin"),
         ({"asin": "brand", "name": "brand"}, "would give items two columns `brand`"),
@@ -328,6 +331,15 @@ def test_maps_that_name_no_column_or_make_two_are_refused(tmp_path, column_map, 
     rows, items = INTERACTIONS.assign(asin="a"), ITEMS.assign(asin="a", name="b")
     with pytest.raises(ValueError, match=f"`column_map` {message}"):
         read_data(write(tmp_path, rows, items), column_map=column_map)
+
+
+def test_names_of_columns_with_invisible_ends_are_quoted(tmp_path):
+    """As a space behind every comma of a CSV makes them."""
+    rows = INTERACTIONS.rename(columns={"item_id": " item_id", "position": ""})
+    with pytest.raises(
+        ValueError, match=r"has no column `item_id` \(it has user_id, ' item_id', ''"
+    ):
+        read_data(write(tmp_path, rows))
 
 
 def test_a_map_may_swap_columns_and_name_other_ones_per_table(tmp_path):

@@ -105,7 +105,7 @@ def test_what_only_counts_is_taken_as_it_is():
 def test_a_unit_by_name(capsys):
     assert read([0, 1_600_000_000_000], "ms").tolist() == [0, 1_600_000_000]
     assert read([20200101], "s").tolist() == [20200101]
-    assert "timestamp" not in capsys.readouterr().out
+    assert "are read as" not in capsys.readouterr().out
     read(MOMENTS * 1000)
     assert "read as ms" in capsys.readouterr().out
     with pytest.raises(
@@ -116,3 +116,22 @@ def test_a_unit_by_name(capsys):
         read(["2020-01-01"], "ms")
     with pytest.raises(ValueError, match="no time in `timestamp_unit` 's'"):
         read(MOMENTS * 1000, "s")
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "zeros"),
+    [
+        ([0, 1_700_000_000, 0, 1_600_000_000.5], None, 2),
+        (["1970-01-01", "2024-05-01T12:00Z"], None, 1),
+        ([0, 1_700_000_000_000], "ms", 1),
+        ([0, 1, 2], None, 0),
+        ([0, 86_400, 1_700_000_000], None, 0),
+        ([0, 0], None, 0),
+        ([1_700_000_000, np.nan], None, 0),
+    ],
+)
+def test_zeros_that_may_stand_for_nothing_are_counted(capsys, values, unit, zeros):
+    found = read(values, unit)
+    assert np.isnan(found).sum() == pd.isna(pd.Series(values)).sum(), "it stays a moment"
+    said = f"{zeros:,} of {len(values):,} interactions have the `timestamp` 0"
+    assert (said in capsys.readouterr().out) == bool(zeros)

@@ -72,6 +72,9 @@ assert len(post(unsaid)) == 3, "what is null says nothing"
 wrong = [
     ({}, "`inputs` is None"), ({"inputs": "x"}, "`inputs` is 'x'"), ([], "`inputs` is None"),
     ({"inputs": ["a"]}, "`inputs` 0 is 'a'"),
+    ({"history": []}, "`inputs` is None"),
+    ({"inputs": {"history": []}, "top_k": 3}, "'top_k' stands beside `inputs`"),
+    ({"inputs": {"history": []}, "parameter": {"top_k": 3}}, "'parameter' stands beside `inputs`"),
     ({"inputs": {}}, "`history` is missing"),
     ({"inputs": {"history": "x"}}, "`history` is 'x'"),
     ({"inputs": {"history": [1]}}, "`history` is [1]; it must be a list of item ids, strings."),

@@ -176,6 +176,7 @@ WRONG = [
     ("/recommend", HISTORY % '["\\ud800"]', "unknown item"),
     ("/recommend", HISTORY % json.dumps(["a"] * 1001), "at most 1000 items"),
     ("/recommend", HISTORY % '["nobody"]', "unknown item 'nobody'"),
+    ("/recommend?top_k=3", HISTORY % "[]", "'top_k' stands in the address; send it in the body."),
     ("/recommend", '{"history": [], "top_k": 0}', "`top_k`"),
     ("/recommend", '{"history": [], "top_k": 101}', "`top_k`"),
     ("/recommend", '{"history": [], "top_k": "5"}', "`top_k`"),
@@ -246,6 +247,18 @@ def test_items_join_and_leave_for_who_has_the_token(serve, loaded):
     answer = client.post("/items", json=new, headers=BEARER)
     assert answer.status_code == 422 and "cannot be loaded" in answer.json()["detail"]
     assert client.get("/health").json()["items"] == 72
+
+
+def test_items_that_nothing_tells_the_place_of_are_named(serve, loaded):
+    client, _ = serve()
+    known = loaded.catalogue[0]["item_id"]
+    names = ("worded", "chosen", "alone", "dumb")
+    items = [{"item_id": name, "title": "kettle" if name == "worded" else ""} for name in names]
+    body = {"items": items, "histories": [[known, "chosen"], ["alone", "dumb"]]}
+    with pytest.warns(UserWarning, match="arbitrary") as warned:
+        added = client.post("/items", json=body, headers=BEARER).json()
+    assert added["arbitrary"] == ["alone", "dumb"] and added["items"] == 76
+    assert len(warned) == 2, "the model says the same of each"
 
 
 @pytest.mark.parametrize("token", [None, ""])
