@@ -13,9 +13,6 @@ from .trie_ttds import TTDSTrie, spread
 
 # Weight of a history's item per step into the past, of each profile; 0 leaves its newest alone.
 PROFILE_DECAYS = (0.9, 0.6, 0.0)
-# A product with all nodes of a depth is faster than gathering those in question, up to so many
-# times as many.
-SMALL = 32
 DENSE = 65536  # up to so many nodes of a depth, every one has a row of the table
 CHUNK, NODES = 16384, 4096  # items and nodes summed at once
 # A product for each range of nodes pays where its queries ask for so many pairs; below that, so
@@ -358,10 +355,6 @@ def node_scores(query: Tensor, children: Tensor, depth: int, table: TTDSNodeTabl
     query = query.to(torch.promote_types(query.dtype, torch.float32))
     if children.ndim == 1:
         return _scores(query, *table.rows(children, depth)) + table.log_counts[depth][children]
-    log_counts = table.log_counts[depth]
-    if len(log_counts) <= SMALL * children.shape[-1]:
-        every = torch.arange(len(log_counts), device=children.device)
-        return (_scores(query, *table.rows(every, depth)) + log_counts).gather(-1, children)
     if not torch.compiler.is_compiling():  # then a shape may depend on how many are real
         first = children[..., 0].flatten()
         count = 1 + (children > children[..., :1]).sum(-1)
@@ -375,7 +368,7 @@ def node_scores(query: Tensor, children: Tensor, depth: int, table: TTDSNodeTabl
     scores = torch.einsum("...d,...cd->...c", query, mean)
     if variance is not None:
         scores = scores + torch.einsum("...d,...cd->...c", query.square(), variance) / 2
-    return scores + log_counts[children]
+    return scores + table.log_counts[depth][children]
 
 
 def _scores(query: Tensor, mean: Tensor, variance: Tensor | None) -> Tensor:

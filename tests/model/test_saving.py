@@ -148,7 +148,13 @@ def test_weights_in_one_file_and_in_several_take_each_other_s_place(model, tmp_p
         weights = {file.name for file in tmp_path.glob("model[.-]*")}
         assert (whole in weights) == (number != 1) == (len(weights) == 1)
         loaded = TTDSForCausalLM.from_pretrained(tmp_path, variant=variant).eval()
-        assert loaded.recommend(history) == model.recommend(history)
+        state = loaded.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+        found, known = (one.recommend(history)[0] for one in (loaded, model))
+        assert [best.item_id for best in found] == [best.item_id for best in known]
+        # Where a table lies in memory decides how its products are rounded.
+        scores = [[best.score for best in lists] for lists in (found, known)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_only_the_main_process_writes(model, tmp_path):
