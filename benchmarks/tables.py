@@ -333,6 +333,19 @@ def sizes_table(row: dict) -> str:
     )
 
 
+def preparation_table(rows: list[dict]) -> str:
+    """Return minutes of one core and memory of all that precedes tuning, by size of the log."""
+    row = next((r for r in rows if "stages" in r.get("sizes", [{}])[0]), {"sizes": []})
+    lines = []
+    for size in row["sizes"]:
+        minutes = {n: one["processor_seconds"] / 60 for n, one in size["stages"].items()}
+        slowest = sorted(minutes, key=minutes.get, reverse=True)[:3]
+        cells = [f"{size[name]:,}" for name in ("users", "items", "interactions")]
+        cells += [f"{sum(minutes.values()):.0f}", f"{size['peak_memory_mb'] / 1000:.1f}"]
+        lines.append([*cells, ", ".join(f"{name} {minutes[name]:.1f}" for name in slowest)])
+    return markdown(["users", "items", "interactions", "minutes", "GB", "of these"], lines)
+
+
 def speed_table(rows: list[dict]) -> str:
     """Return users a second and hit rate of every way to make lists for a data set."""
     lines = [
@@ -464,6 +477,7 @@ def filled(text: str, rows: list[dict]) -> str:
     """
     makers = {
         "sids": sids_table, "ranking": ranking_table, "ablation": ablation_table,
+        "preparation": preparation_table,
         "cold": cold_table, "decoding": decoding_table,
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
         "timeline": timeline_table, "drift": drift_table,

@@ -215,7 +215,7 @@ def test_tables_give_mean_and_deviation_over_seeds():
 def test_tables_without_results_say_so():
     names = ("ranking x", "slices x", "sids x", "ablation", "cold", "decoding", "ties",
              "compare", "timeline", "drift", "cost", "serving", "update", "first minute",
-             "summary")  # fmt: skip
+             "summary", "preparation")  # fmt: skip
     text = "\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in names)
     assert tables.filled(text, []).count("No result yet.") == len(names) - 1 + 2 * 16
 
