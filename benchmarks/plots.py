@@ -181,6 +181,11 @@ def _dot(axes: Axes, x: float, y: float, colour: str, old: bool, deviation: floa
     axes.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=7, zorder=3)
 
 
+def _shared_legend(figure: Figure) -> None:
+    named = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.legend(handles=[*named.values()], loc="outside right center", frameon=False)
+
+
 def _from_zero(axes: Axes, dataset: str) -> None:
     axes.margins(x=0.1)
     axes.set(title=dataset, xlim=(0, None))
@@ -323,8 +328,7 @@ def draw_curves(found: dict, theme: dict) -> Figure:
             axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=name, ms=4)
         axes.set(title=dataset, ylim=(0, None))
         axes.grid(axis="y", color=theme["grid"])
-    named = {line.get_label(): line for axes in panels[0] for line in axes.lines}
-    figure.legend(handles=[*named.values()], loc="outside right center", frameon=False)
+    _shared_legend(figure)
     figure.supxlabel("million tokens, first seed")
     figure.supylabel("validation NDCG@10")
     return figure
@@ -352,8 +356,7 @@ def draw_speeds(found: dict, theme: dict) -> Figure:
         axes.margins(x=0.2)
         axes.minorticks_off()
         axes.set_xticks(ticks := [50, 100, 200, 500, 1000], [f"{tick:,}" for tick in ticks])
-    named = {line.get_label(): line for axes in panels[0] for line in axes.lines}
-    figure.legend(handles=[*named.values()], loc="outside right center", frameon=False)
+    _shared_legend(figure)
     figure.supxlabel("users a second, one core")
     figure.supylabel("HR@10, test")
     return figure

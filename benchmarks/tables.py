@@ -341,7 +341,7 @@ def preparation_table(rows: list[dict]) -> str:
         minutes = {n: one["processor_seconds"] / 60 for n, one in size["stages"].items()}
         slowest = sorted(minutes, key=minutes.get, reverse=True)[:3]
         cells = [f"{size[name]:,}" for name in ("users", "items", "interactions")]
-        cells += [f"{sum(minutes.values()):.0f}", f"{size['peak_memory_mb'] / 1000:.1f}"]
+        cells += [f"{size['processor_seconds'] / 60:.0f}", f"{size['peak_memory_mb'] / 1000:.1f}"]
         lines.append([*cells, ", ".join(f"{name} {minutes[name]:.1f}" for name in slowest)])
     return markdown(["users", "items", "interactions", "minutes", "GB", "of these"], lines)
 
@@ -477,8 +477,7 @@ def filled(text: str, rows: list[dict]) -> str:
     """
     makers = {
         "sids": sids_table, "ranking": ranking_table, "ablation": ablation_table,
-        "preparation": preparation_table,
-        "cold": cold_table, "decoding": decoding_table,
+        "cold": cold_table, "decoding": decoding_table, "preparation": preparation_table,
         "slices": slices_table, "ties": ties_table, "compare": compare_table,
         "timeline": timeline_table, "drift": drift_table,
         "summary": summary_table, "cost": cost_table, "first minute": first_minute_output,

@@ -104,7 +104,8 @@ def profile_loss(model: TTDSForCausalLM, histories: list[np.ndarray]) -> Tensor:
     real = targets >= 0
     history, targets = TTDSHistory(profiles[real], before[real]), targets[real]
     states = profiles.new_zeros(len(targets), model.config.backbone_config.hidden_size)
-    loss = profiles.sum() * 0
+    # A gradient of zero even where every child on the way is an only one.
+    loss = sum(weight.sum() for weight in model.node_head.parameters()) * 0
     for level in range(model.trie.num_levels):
         nodes, child = (model.trie.node_of(targets, depth) for depth in (level, level + 1))
         several = model.trie.ranges(nodes, level)[1] > 1  # an only child is certain

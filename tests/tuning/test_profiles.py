@@ -71,3 +71,11 @@ def test_epochs_end_where_the_steps_do(model, split, monkeypatch):
         fit_profiles(model, split.training, num_epochs=epochs, batch_size=8, seed=0)
         fits.append([value.clone() for value in model.state_dict().values()])
     assert all(map(torch.equal, *fits))
+
+
+def test_items_that_share_one_semantic_id_leave_nothing_to_learn(model, split):
+    model.item_sids = torch.zeros_like(model.item_sids)
+    loss = profile_loss(model, split.training[:4])
+    loss.backward()
+    assert loss == 0
+    assert all(weight.grad.abs().max() == 0 for weight in model.node_head.parameters())
